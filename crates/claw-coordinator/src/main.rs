@@ -1,0 +1,2 @@
+//! claw-coordinator
+fn main() {}

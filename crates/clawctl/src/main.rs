@@ -1,0 +1,2 @@
+//! clawctl
+fn main() {}

@@ -1,0 +1,2 @@
+//! clawd
+fn main() {}

@@ -1,0 +1,2 @@
+//! Fake gateway.
+fn main() {}
