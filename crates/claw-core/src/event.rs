@@ -1,0 +1,103 @@
+//! What happened on a host, in words that operators search for.
+
+use std::fmt;
+
+use crate::name::InstanceName;
+use crate::time::Timestamp;
+
+/// How much an event matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// For the record.
+    Info,
+    /// Somebody should look.
+    Warning,
+    /// A customer is affected.
+    Error,
+}
+
+/// Kinds of events; the names are part of the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EventKind {
+    /// A new desired state was persisted.
+    StatePersisted,
+    /// A desired state was refused.
+    StateRefused,
+    /// A step of a plan was carried out.
+    StepDone,
+    /// A step of a plan failed.
+    StepFailed,
+    /// The gateway passed its health gate.
+    Healthy,
+    /// The gateway does not answer, or not well.
+    Unhealthy,
+    /// The gateway ended by itself.
+    Exited,
+    /// The gateway was killed for want of memory.
+    OutOfMemory,
+    /// The gateway crashes again and again; attempts are rare now.
+    CrashLoop,
+    /// A container that an earlier agent made was taken over as it is.
+    Adopted,
+    /// An instance was removed; its data was set aside.
+    Removed,
+    /// Docker does not answer.
+    RuntimeLost,
+    /// Docker answers again.
+    RuntimeBack,
+    /// The agent started.
+    AgentStarted,
+    /// The host's certificate was renewed.
+    CertificateRenewed,
+}
+
+impl EventKind {
+    /// Every kind with its name in the API.
+    pub const ALL: [(Self, &'static str); 15] = [
+        (Self::StatePersisted, "state_persisted"),
+        (Self::StateRefused, "state_refused"),
+        (Self::StepDone, "step_done"),
+        (Self::StepFailed, "step_failed"),
+        (Self::Healthy, "healthy"),
+        (Self::Unhealthy, "unhealthy"),
+        (Self::Exited, "exited"),
+        (Self::OutOfMemory, "out_of_memory"),
+        (Self::CrashLoop, "crash_loop"),
+        (Self::Adopted, "adopted"),
+        (Self::Removed, "removed"),
+        (Self::RuntimeLost, "runtime_lost"),
+        (Self::RuntimeBack, "runtime_back"),
+        (Self::AgentStarted, "agent_started"),
+        (Self::CertificateRenewed, "certificate_renewed"),
+    ];
+
+    /// The kind with this name, if there is one.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, known)| *known == name).map(|(kind, _)| *kind)
+    }
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::ALL.iter().find(|(kind, _)| kind == self).map_or("unknown", |(_, n)| n);
+        f.write_str(name)
+    }
+}
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Rises by one with every event of a host, without gaps, for the life of its journal.
+    pub sequence: u64,
+    /// When, by the host's clock.
+    pub at: Timestamp,
+    /// The instance concerned, if one is.
+    pub instance: Option<InstanceName>,
+    /// What kind of thing.
+    pub kind: EventKind,
+    /// How much it matters.
+    pub severity: Severity,
+    /// One sentence for a person; never holds a secret.
+    pub message: String,
+}

@@ -1,0 +1,149 @@
+//! What a customer's gateway should be.
+//!
+//! An [`InstanceSpec`] is complete: tiers are resolved, defaults are filled in, every name is valid.
+//! It says nothing about where the instance runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use crate::name::{DomainName, EnvName, ImageRef, Origin, StatePath};
+use crate::unit::{CpuMillis, Memory, PidsLimit};
+
+/// The port a gateway listens on (OpenClaw's default).
+pub const GATEWAY_PORT: u16 = 18789;
+
+/// The variable that carries the gateway's token; a gateway without it would invent one.
+pub const GATEWAY_TOKEN: &str = "OPENCLAW_GATEWAY_TOKEN";
+
+/// Most bytes of one instance's files, environment and secrets together: 256 KiB.
+///
+/// A host's whole state is bounded as well, by [`crate::host::MAX_STATE_BYTES`].
+pub const MAX_CONTENT_BYTES: usize = 256 * 1024;
+
+/// Limits of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Resources {
+    /// Memory limit; swap is not granted on top.
+    pub memory: Memory,
+    /// CPU limit.
+    pub cpu: CpuMillis,
+    /// Processes and threads.
+    pub pids: PidsLimit,
+}
+
+/// Whether the gateway should run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RunState {
+    /// Up, and brought back whenever it is not.
+    Running,
+    /// Down, with data, network and configuration kept.
+    Stopped,
+}
+
+/// A text that must never be shown: `Debug` and `Display` print its length only.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes a secret text.
+    #[must_use]
+    pub const fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The secret itself; call it only where it is written to its destination.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secret({} bytes)", self.0.len())
+    }
+}
+
+/// How the gateway is reached from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WebPolicy {
+    /// Names under which the host's reverse proxy serves the gateway; with none, only under
+    /// `<instance>.claw.localhost`.
+    pub hostnames: BTreeSet<DomainName>,
+    /// Origins from which the gateway's control UI accepts WebSockets.
+    pub allowed_origins: BTreeSet<Origin>,
+}
+
+/// When a started gateway counts as healthy, and when as hung.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct HealthPolicy {
+    /// From start to the first success of `/startupz`; past it the start has failed.
+    pub startup_deadline: Duration,
+    /// How long it must stay healthy before the deploy counts as done.
+    pub min_healthy: Duration,
+    /// A gateway that was healthy and has not answered for this long is restarted.
+    pub hang_deadline: Duration,
+}
+
+impl Default for HealthPolicy {
+    /// 180 s to start (18–28 s measured under load, 50 s when overloaded), 5 s of health, 120 s of silence.
+    fn default() -> Self {
+        Self {
+            startup_deadline: Duration::from_secs(180),
+            min_healthy: Duration::from_secs(5),
+            hang_deadline: Duration::from_secs(120),
+        }
+    }
+}
+
+/// How long a stopping gateway may drain before it is killed: OpenClaw drains up to 315 s when busy
+/// and asks for 330 s (measured, 2026.9.6).
+pub const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(330);
+
+/// Everything that decides what an instance is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceSpec {
+    /// What to run.
+    pub image: ImageRef,
+    /// Limits.
+    pub resources: Resources,
+    /// Up or down.
+    pub run: RunState,
+    /// Counts restarts asked for; a rise restarts the gateway once.
+    pub restarts: u64,
+    /// Counts rebuilds asked for; a rise replaces the container and keeps the data.
+    pub rebuilds: u64,
+    /// Plain environment variables.
+    pub env: BTreeMap<EnvName, String>,
+    /// Variables delivered through the tmpfs `.env`, the gateway's token among them.
+    pub secrets: BTreeMap<EnvName, Secret>,
+    /// The tenant's `openclaw.json`, JSON5; operator-owned keys are merged over it.
+    pub config: String,
+    /// Other files below the state directory, `IDENTITY.md` in the workspace among them.
+    pub files: BTreeMap<StatePath, String>,
+    /// Names and origins.
+    pub web: WebPolicy,
+    /// Health gate.
+    pub health: HealthPolicy,
+    /// Time from SIGTERM to SIGKILL.
+    pub stop_grace: Duration,
+}
+
+impl InstanceSpec {
+    /// The gateway's token, if the secrets have one.
+    #[must_use]
+    pub fn gateway_token(&self) -> Option<&Secret> {
+        self.secrets.iter().find(|(name, _)| name.as_str() == GATEWAY_TOKEN).map(|(_, value)| value)
+    }
+
+    /// Bytes of configuration, files, environment and secrets together; see [`MAX_CONTENT_BYTES`].
+    #[must_use]
+    pub fn content_bytes(&self) -> usize {
+        let env = self.env.iter().map(|(name, value)| name.as_str().len() + value.len());
+        let secrets =
+            self.secrets.iter().map(|(name, value)| name.as_str().len() + value.reveal().len());
+        let files = self.files.iter().map(|(path, text)| path.as_str().len() + text.len());
+        self.config.len() + env.chain(secrets).chain(files).sum::<usize>()
+    }
+}
