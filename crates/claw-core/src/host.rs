@@ -42,9 +42,7 @@ pub fn check_removal(
 ) -> Result<(), UnconfirmedRemoval> {
     let missing: BTreeSet<InstanceName> = held
         .iter()
-        .filter(|name| {
-            !next.instances.contains_key(*name) && !next.confirm_removal.contains(*name)
-        })
+        .filter(|name| !next.instances.contains_key(*name) && !next.confirm_removal.contains(*name))
         .cloned()
         .collect();
     if missing.is_empty() { Ok(()) } else { Err(UnconfirmedRemoval { missing }) }

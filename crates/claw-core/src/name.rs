@@ -243,7 +243,9 @@ fn is_image_reference(text: &str) -> bool {
         let allowed = |c: char| {
             c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_') || port(c)
         };
-        !part.is_empty() && part.chars().all(allowed) && part.starts_with(|c: char| c.is_ascii_alphanumeric())
+        !part.is_empty()
+            && part.chars().all(allowed)
+            && part.starts_with(|c: char| c.is_ascii_alphanumeric())
     };
     path.split('/').enumerate().all(component) && tag.is_none_or(tag_ok)
 }

@@ -316,7 +316,12 @@ impl Wanted<'_> {
     }
 
     /// The wanted container is there and down.
-    fn start(&self, container: &ObservedContainer, observed: &ObservedInstance, now: Timestamp) -> Plan {
+    fn start(
+        &self,
+        container: &ObservedContainer,
+        observed: &ObservedInstance,
+        now: Timestamp,
+    ) -> Plan {
         let asked = self.spec.restarts > observed.record.restarts_done;
         if matches!(container.state, ContainerState::Exited(_)) && !asked {
             let why = last_exit(container);
@@ -438,8 +443,8 @@ impl Wanted<'_> {
 
     fn limits(&self, container: &ObservedContainer) -> Option<Step> {
         let wanted = &self.spec.resources;
-        let same = container.nano_cpus == wanted.cpu.nano()
-            && container.pids_limit == wanted.pids.count();
+        let same =
+            container.nano_cpus == wanted.cpu.nano() && container.pids_limit == wanted.pids.count();
         (!same).then(|| Step::UpdateLimits {
             id: container.id.clone(),
             cpu: wanted.cpu,

@@ -92,7 +92,11 @@ impl RestartHistory {
             };
         }
         let at = last.after(delay(recent));
-        if at <= now { RestartDecision::Now } else { RestartDecision::Later { at, failures: recent } }
+        if at <= now {
+            RestartDecision::Now
+        } else {
+            RestartDecision::Later { at, failures: recent }
+        }
     }
 }
 

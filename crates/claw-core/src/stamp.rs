@@ -116,7 +116,9 @@ pub enum StampRefusal {
         persisted: Stamp,
     },
     /// Same epoch and generation, different content.
-    #[error("state {offered} has another content than the one this host has persisted under the same generation")]
+    #[error(
+        "state {offered} has another content than the one this host has persisted under the same generation"
+    )]
     Conflict {
         /// Stamp of the offered state.
         offered: Stamp,
@@ -167,8 +169,16 @@ mod tests {
         check(Some(held), held, "known");
         check(Some(held), stamp(2, 6, "a"), "take");
         check(Some(held), stamp(3, 1, "b"), "take");
-        check(Some(held), stamp(2, 4, "a"), "state 2.4 is older than 2.5, which this host has persisted");
-        check(Some(held), stamp(1, 9, "a"), "state 1.9 is older than 2.5, which this host has persisted");
+        check(
+            Some(held),
+            stamp(2, 4, "a"),
+            "state 2.4 is older than 2.5, which this host has persisted",
+        );
+        check(
+            Some(held),
+            stamp(1, 9, "a"),
+            "state 1.9 is older than 2.5, which this host has persisted",
+        );
         check(
             Some(held),
             stamp(2, 5, "b"),
