@@ -14,6 +14,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .btree_map(".")
         .bytes("claw.node.v1.DesiredState.host_state")
         .build_transport(true)
+        // These hold secrets: src/redact.rs gives them a Debug that does not.
+        .skip_debug([
+            "claw.node.v1.EnrolRequest",
+            "claw.node.v1.DesiredState",
+            "claw.node.v1.InstanceAssignment",
+            "claw.fleet.v1.InstanceSpec",
+            "claw.fleet.v1.FetchGatewayTokenResponse",
+            "claw.fleet.v1.CreateJoinTokenResponse",
+        ])
         .compile_fds(descriptors)?;
     Ok(())
 }

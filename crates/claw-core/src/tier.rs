@@ -13,7 +13,7 @@ pub struct TierCatalogue(BTreeMap<String, Resources>);
 
 /// A name that the catalogue does not have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown tier {name:?}; known tiers: {known}")]
+#[error("unknown tier {name:?}, known tiers: {known}")]
 pub struct UnknownTier {
     /// The name asked for.
     pub name: String,
@@ -68,6 +68,6 @@ mod tests {
         let catalogue = TierCatalogue::standard().expect("constants");
         assert_eq!(catalogue.resources("pro").map(|r| r.memory.bytes()), Ok(4096 * MIB));
         let error = catalogue.resources("gold").expect_err("unknown");
-        assert_eq!(error.to_string(), "unknown tier \"gold\"; known tiers: balanced, budget, pro");
+        assert_eq!(error.to_string(), "unknown tier \"gold\", known tiers: balanced, budget, pro");
     }
 }

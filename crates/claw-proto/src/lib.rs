@@ -8,6 +8,7 @@
 //! Where to start: [`convert::spec`] for instances, [`convert::session`] for the agent's stream.
 
 pub mod convert;
+mod redact;
 
 /// Messages and services between agent and coordinator.
 #[allow(
@@ -48,3 +49,28 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "
 
 /// Version of `claw.node.v1` that this build speaks; see `Hello.protocol_version`.
 pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Bytes that are not the message they should be.
+#[derive(Debug, thiserror::Error)]
+#[error("decoding a {message}")]
+pub struct DecodeError {
+    /// The message's type.
+    pub message: &'static str,
+    /// Where it went wrong.
+    #[source]
+    source: prost::DecodeError,
+}
+
+/// A message as bytes.
+#[must_use]
+pub fn encode<M: prost::Message>(message: &M) -> Vec<u8> {
+    message.encode_to_vec()
+}
+
+/// A message from bytes.
+///
+/// # Errors
+/// [`DecodeError`] when the bytes are no such message.
+pub fn decode<M: prost::Message + Default>(bytes: &[u8]) -> Result<M, DecodeError> {
+    M::decode(bytes).map_err(|source| DecodeError { message: std::any::type_name::<M>(), source })
+}
