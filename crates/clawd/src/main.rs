@@ -1,2 +1,3 @@
-//! clawd
+//! The agent's program.
+
 fn main() {}

@@ -1,0 +1,14 @@
+//! The agent: makes a host's desired state true, and keeps it true.
+//!
+//! What it is for: it takes the host's whole desired state from the coordinator, persists it, and
+//! reconciles every instance with it: observe → plan ([`claw_core::plan`]) → execute → report. With
+//! no coordinator it works from its journal.
+//!
+//! What it deliberately does not do: invent a desired state, touch containers that are not ours,
+//! publish ports, delete data.
+//!
+//! # Where to start
+//!
+//! [`ports`] says what the agent needs from the machine.
+
+pub mod ports;

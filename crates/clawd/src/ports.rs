@@ -1,0 +1,298 @@
+//! What the agent needs from the machine, in our own types and errors.
+//!
+//! Each port has one adapter file in [`crate::adapters`] and one fake in [`crate::fakes`], held to the
+//! same contract suite. Adapters hold no policy: they do what they are told and report what they
+//! see. Every method has a deadline of its own and is cancel-safe in the sense that dropping its
+//! future may leave the effect done or not done, never half described; the next observation tells.
+//!
+//! The agent runs on one thread, so futures need not be `Send`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use claw_core::address::InstanceNetwork;
+use claw_core::name::{ImageRef, InstanceName, StatePath};
+use claw_core::observed::{ObservedContainer, ObservedNetwork};
+use claw_core::plan::{ContainerPlan, VirtualHost};
+use claw_core::report::{HostResources, Usage};
+use claw_core::spec::Secret;
+use claw_core::stamp::Digest;
+use claw_core::time::Timestamp;
+use claw_core::unit::{CpuMillis, PidsLimit};
+use tokio::sync::mpsc;
+
+/// Why the container runtime did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The daemon cannot be reached: it is stopped, restarting, or its socket is gone.
+    #[error("docker cannot be reached")]
+    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The daemon took the request and did not answer in time.
+    #[error("docker did not answer within {} s while {doing}", .after.as_secs())]
+    Timeout {
+        /// What was being done.
+        doing: &'static str,
+        /// The deadline.
+        after: Duration,
+    },
+    /// The image does not exist where the reference points, or the registry refuses it.
+    #[error("image {image} cannot be had")]
+    Image {
+        /// Which.
+        image: ImageRef,
+        /// What the daemon said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A container or network of that name exists and is not ours; it is not touched.
+    #[error("{name} exists and was not made by clawd")]
+    Stranger {
+        /// The name.
+        name: String,
+    },
+    /// Anything else that the daemon refused.
+    #[error("docker refused while {doing}")]
+    Refused {
+        /// What was being done.
+        doing: &'static str,
+        /// What the daemon said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Progress of a pull.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PullProgress {
+    /// Bytes so far.
+    pub current_bytes: u64,
+    /// Bytes in all, as far as the registry has said.
+    pub total_bytes: u64,
+}
+
+/// What the runtime knows of one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RuntimeView {
+    /// Whether the image asked about is present.
+    pub image_present: bool,
+    /// The instance's network, found by label.
+    pub network: Option<ObservedNetwork>,
+    /// The instance's container, found by label; the newest if there are several.
+    pub container: Option<ObservedContainer>,
+}
+
+/// What the runtime says by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuntimeEvent {
+    /// Something happened to an instance's container (start, die, oom, destroy, pause …).
+    Changed(InstanceName),
+    /// The event stream is (again) connected; everything may have changed.
+    Connected,
+    /// The event stream is lost, with the cause.
+    Lost(String),
+}
+
+/// Containers, images and networks (Docker).
+pub trait Runtime {
+    /// The daemon's version.
+    fn version(&self) -> impl Future<Output = Result<String, RuntimeError>>;
+    /// Every instance that has a container or a network with our label.
+    fn inventory(&self) -> impl Future<Output = Result<BTreeSet<InstanceName>, RuntimeError>>;
+    /// What is there of one instance; `image` is looked up too, if given.
+    fn view(
+        &self,
+        instance: &InstanceName,
+        image: Option<&ImageRef>,
+    ) -> impl Future<Output = Result<RuntimeView, RuntimeError>>;
+    /// Pulls an image. Ends when it is present. No overall deadline, but one on silence (60 s).
+    fn pull(
+        &self,
+        image: &ImageRef,
+        progress: &dyn Fn(PullProgress),
+    ) -> impl Future<Output = Result<(), RuntimeError>>;
+    /// Carries out one change; doing it twice does no harm.
+    fn change(
+        &self,
+        instance: &InstanceName,
+        change: RuntimeChange<'_>,
+    ) -> impl Future<Output = Result<(), RuntimeError>>;
+    /// Events, until the receiver is dropped; reconnects by itself with back-off. The channel is
+    /// bounded; when it is full, events of the same instance are merged, never lost.
+    fn events(&self) -> mpsc::Receiver<RuntimeEvent>;
+}
+
+/// A change of containers or networks.
+#[derive(Debug, Clone, Copy)]
+pub enum RuntimeChange<'a> {
+    /// Make the bridge network; it existing with the same addresses and our label is success.
+    CreateNetwork(&'a InstanceNetwork),
+    /// Remove a network; it being gone is success.
+    RemoveNetwork(&'a str),
+    /// Make the container with the given mounts; one of ours with the same digest is success.
+    CreateContainer(&'a ContainerPlan, &'a Mounts),
+    /// Start the instance's container (found by name and our label); running is success.
+    Start,
+    /// Thaw; running is success.
+    Unpause(&'a str),
+    /// SIGTERM, SIGKILL after the grace; stopped or gone is success.
+    Stop(&'a str, Duration),
+    /// Remove a stopped container; gone is success. Never removes volumes or data.
+    Remove(&'a str),
+    /// Change CPU and process limits.
+    Limits(&'a str, CpuMillis, PidsLimit),
+}
+
+/// Where an instance's data and secrets lie on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounts {
+    /// Directory of the state, mounted read-write.
+    pub data: PathBuf,
+    /// The `.env` on tmpfs, mounted read-only as `.env` of the state directory.
+    pub secrets: PathBuf,
+}
+
+/// Why a file could not be put in place.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing} {}", .path.display())]
+pub struct FilesError {
+    /// What was being done, such as "writing".
+    pub doing: &'static str,
+    /// To what.
+    pub path: PathBuf,
+    /// Why it failed.
+    #[source]
+    pub source: std::io::Error,
+}
+
+/// Data directories, delivered files and secrets of instances. Blocking work runs on a thread of
+/// its own; nothing follows a symbolic link that a container may have planted.
+pub trait Files {
+    /// Where an instance's data and secrets are (or will be).
+    fn mounts(&self, instance: &InstanceName) -> Mounts;
+    /// Whether the data directory exists as it should, and digest of the secrets file.
+    fn view(
+        &self,
+        instance: &InstanceName,
+        delivered: &BTreeSet<StatePath>,
+    ) -> impl Future<Output = Result<FilesView, FilesError>>;
+    /// Makes the data directory (0700, uid 1000) if needed and writes the files (0600, uid 1000),
+    /// each atomically: temporary file, fsync, rename, fsync of the directory.
+    fn deliver(
+        &self,
+        instance: &InstanceName,
+        files: &BTreeMap<StatePath, String>,
+    ) -> impl Future<Output = Result<(), FilesError>>;
+    /// Writes the secrets file on tmpfs (0400, uid 1000), atomically.
+    fn write_secrets(
+        &self,
+        instance: &InstanceName,
+        text: &Secret,
+    ) -> impl Future<Output = Result<(), FilesError>>;
+    /// Removes the secrets file; gone is success.
+    fn remove_secrets(&self, instance: &InstanceName) -> impl Future<Output = Result<(), FilesError>>;
+    /// Moves the data directory to `removed/<instance>.<time>`; gone is success.
+    fn set_aside(
+        &self,
+        instance: &InstanceName,
+        at: Timestamp,
+    ) -> impl Future<Output = Result<(), FilesError>>;
+}
+
+/// What is there of an instance's files.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FilesView {
+    /// The data directory exists with its owner and mode.
+    pub data_present: bool,
+    /// All of the files asked about exist.
+    pub files_present: bool,
+    /// Digest of the secrets file.
+    pub secrets: Option<Digest>,
+}
+
+/// Why the reverse proxy does not serve as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// The rendered configuration could not be put in place.
+    #[error("writing the virtual host of {instance}")]
+    Write {
+        /// Whose.
+        instance: InstanceName,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// `nginx -t` refused the configuration; the old one is back in place.
+    #[error("nginx refused its configuration: {output}")]
+    Refused {
+        /// What it printed, at most 2 000 characters.
+        output: String,
+    },
+    /// nginx could not be run, reloaded or reached.
+    #[error("{doing} nginx")]
+    Command {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The reverse proxy (nginx).
+pub trait Proxy {
+    /// Whether exactly this virtual host is in place and was loaded by the running proxy.
+    fn is_current(&self, host: &VirtualHost) -> impl Future<Output = Result<bool, ProxyError>>;
+    /// Renders, tests, swaps atomically, reloads; several calls at once are put into one reload.
+    fn publish(&self, host: &VirtualHost) -> impl Future<Output = Result<(), ProxyError>>;
+    /// Removes the instance's virtual host and reloads; gone is success.
+    fn unpublish(&self, instance: &InstanceName) -> impl Future<Output = Result<(), ProxyError>>;
+    /// Where the proxy listens, for probes through it.
+    fn listen(&self) -> std::net::SocketAddr;
+}
+
+/// What one look at a gateway showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GatewayAnswer {
+    /// `/startupz` succeeded, directly and through the proxy; `/readyz` said `ready`.
+    Started {
+        /// Whether `/readyz` succeeded.
+        ready: bool,
+    },
+    /// It answers and is not started yet, with what it says is missing.
+    Starting(String),
+    /// It finishes its work before it stops.
+    Draining,
+    /// It does not answer well, with the cause for a person.
+    Failing(String),
+    /// It started, and the path through the reverse proxy does not work, with the cause.
+    ProxyFailing(String),
+}
+
+/// A gateway in its container (OpenClaw).
+pub trait Gateway {
+    /// Looks once at `/startupz` directly, then through the proxy, then at `/readyz`; at most 5 s.
+    fn look(&self, host: &VirtualHost) -> impl Future<Output = GatewayAnswer>;
+}
+
+/// The host itself (sysinfo, /proc, cgroups).
+pub trait Host {
+    /// Identity of this boot.
+    fn boot_id(&self) -> String;
+    /// Kernel release.
+    fn kernel_version(&self) -> String;
+    /// Resources now; CPU is since the previous call.
+    fn resources(&self) -> HostResources;
+    /// Usage of the container whose first process is `pid`, from its cgroup (v1 or v2).
+    fn usage(&self, pid: u32) -> Option<Usage>;
+}
+
+/// Time and randomness, so that tests can hold them still.
+pub trait Clock {
+    /// Now, by the wall clock.
+    fn now(&self) -> Timestamp;
+    /// Ends after a duration, measured by the monotonic clock.
+    fn sleep(&self, duration: Duration) -> impl Future<Output = ()>;
+    /// A number uniform over all of `u64`.
+    fn random(&self) -> u64;
+}
