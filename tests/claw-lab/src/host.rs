@@ -1,16 +1,35 @@
 //! A lab host: one Debian with systemd, dockerd, sshd and nginx.
+//!
+//! Its life (create, boot, stop, drop) is here; [`commands`] runs and copies things on it, [`power`]
+//! stops and starts it, [`link`] cuts its network.
+
+mod commands;
+mod link;
+mod power;
+
+use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 
-use crate::{Image, Process, Suite};
+use crate::boot::Boot;
+use crate::cache::remove_tree;
+use crate::cgroup::Subtree;
+use crate::guest::Guest;
+use crate::lab::Shared;
+use crate::netns::Netns;
+use crate::process::{self, command, read_lossy};
+use crate::{Image, Process, Suite, docker_data, requirements};
+
+pub use link::Cut;
+pub use power::StopCause;
 
 /// What a host is to be.
 #[derive(Clone, Debug)]
 pub struct HostOptions {
-    /// Host name; unique in its lab.
+    /// Host name; unique in its lab, and a valid Linux host name.
     pub name: String,
     /// Debian release.
     pub suite: Suite,
@@ -18,6 +37,27 @@ pub struct HostOptions {
     pub images: Vec<Image>,
     /// When set, `/var/lib/clawd` is a disk of this many MiB (ext4) of its own.
     pub clawd_disk_mib: Option<u32>,
+}
+
+/// A booted host. Dropping it cuts its power and removes its state.
+#[derive(Debug)]
+pub struct LabHost {
+    options: HostOptions,
+    index: u8,
+    dir: PathBuf,
+    base: PathBuf,
+    power: Mutex<Option<Arc<Running>>>,
+    cut: Mutex<Option<Cut>>,
+    lab: Arc<Shared>,
+}
+
+/// A host that is on.
+#[derive(Debug)]
+struct Running {
+    init: Process,
+    subtree: Subtree,
+    // Held so that the network exists before and after PID 1 does.
+    _netns: Netns,
 }
 
 impl HostOptions {
@@ -38,54 +78,43 @@ impl HostOptions {
         self.images.push(image.clone());
         self
     }
-}
 
-/// How a host's network is cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Cut {
-    /// The cable is pulled: the host's interface loses its carrier.
-    Link,
-    /// Packets vanish in both directions and nobody is told: connections stay half-open.
-    Silent,
-}
+    /// With another Debian release.
+    #[must_use]
+    pub fn with_suite(mut self, suite: Suite) -> Self {
+        self.suite = suite;
+        self
+    }
 
-/// Why a host stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum StopCause {
-    /// It shut down and powered off.
-    PowerOff,
-    /// It shut down and asked for a reboot.
-    Reboot,
-    /// Its power was cut.
-    PowerCut,
-    /// Its PID 1 ended otherwise.
-    Crash,
-}
-
-/// What a command on a host came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Output {
-    /// Exit code; 128 + signal when a signal ended it.
-    pub status: i32,
-    /// Standard output, lossy UTF-8.
-    pub stdout: String,
-    /// Standard error, lossy UTF-8.
-    pub stderr: String,
-}
-
-/// A booted host. Dropping it cuts its power and removes its state.
-#[derive(Debug)]
-pub struct LabHost {
-    name: String,
-    index: u8,
-    pid: i32,
+    /// With a disk of its own for `/var/lib/clawd`, of this many MiB.
+    #[must_use]
+    pub fn with_clawd_disk(mut self, mib: u32) -> Self {
+        self.clawd_disk_mib = Some(mib);
+        self
+    }
 }
 
 impl LabHost {
+    /// Prepares the host's state and boots it.
+    pub(crate) fn create(lab: Arc<Shared>, options: HostOptions) -> Result<Self> {
+        let valid = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        if options.name.is_empty() || options.name.len() > 63 || !options.name.chars().all(valid) {
+            bail!("{:?} is no host name", options.name);
+        }
+        let base = lab.cache.base(options.suite)?;
+        let index = lab.enter_host(&options.name)?;
+        let dir = lab.run.dir().join("hosts").join(&options.name);
+        let (power, cut) = (Mutex::default(), Mutex::default());
+        let host = Self { options, index, dir, base, power, cut, lab };
+        host.prepare().with_context(|| format!("cannot prepare host {}", host.options.name))?;
+        host.boot_again()?;
+        Ok(host)
+    }
+
     /// Its host name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        &self.options.name
     }
 
     /// Its address on the lab's internet.
@@ -97,156 +126,100 @@ impl LabHost {
     /// Its IPv6 address on the lab's internet.
     #[must_use]
     pub fn address_v6(&self) -> Ipv6Addr {
-        Ipv6Addr::new(0x2001, 0xdb8, 0x100, 0, 0, 0, 0, u16::from(self.index))
+        // ::11 for .11: read alike.
+        let spelt = format!("2001:db8:100::{}", self.index);
+        spelt.parse().unwrap_or(Ipv6Addr::UNSPECIFIED)
     }
 
     /// The process id of its PID 1 on the machine, while it runs.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {
-        Some(self.pid)
-    }
-
-    /// Runs a command as root on the host and waits for its end, 60 s at most.
-    ///
-    /// # Errors
-    /// When the host is off, the program is not there, or the deadline passes (it is then killed).
-    /// An exit status other than 0 is no error.
-    pub fn exec(&self, argv: &[&str]) -> Result<Output> {
-        anyhow::bail!("{argv:?}")
-    }
-
-    /// Like [`exec`](Self::exec) with a deadline and bytes for stdin.
-    ///
-    /// # Errors
-    /// As for `exec`.
-    pub fn exec_with(&self, argv: &[&str], stdin: &[u8], deadline: Duration) -> Result<Output> {
-        anyhow::bail!("{argv:?} {stdin:?} {deadline:?}")
-    }
-
-    /// Runs a command that must succeed and returns its stdout without trailing white space.
-    ///
-    /// # Errors
-    /// As for `exec`, and when it exits with another status than 0; the error then shows its output.
-    pub fn exec_ok(&self, argv: &[&str]) -> Result<String> {
-        anyhow::bail!("{argv:?}")
-    }
-
-    /// Starts a command as root on the host without waiting for it; output goes to a log file.
-    ///
-    /// # Errors
-    /// When the host is off or the program is not there.
-    pub fn spawn(&self, argv: &[&str]) -> Result<Process> {
-        anyhow::bail!("{argv:?}")
-    }
-
-    /// Writes a file (absolute path), creating its directory; mode in octal, owner root.
-    ///
-    /// # Errors
-    /// When the host is off or the file cannot be written.
-    pub fn write_file(&self, path: &str, mode: u32, content: &[u8]) -> Result<()> {
-        anyhow::bail!("{path} {mode} {content:?}")
-    }
-
-    /// Reads a file.
-    ///
-    /// # Errors
-    /// When the host is off or the file cannot be read.
-    pub fn read_file(&self, path: &str) -> Result<Vec<u8>> {
-        anyhow::bail!("{path}")
-    }
-
-    /// Copies a file of the machine to a path of the host, its mode kept.
-    ///
-    /// # Errors
-    /// When the host is off, or reading or writing fails.
-    pub fn copy_in(&self, from: &Path, to: &str) -> Result<()> {
-        anyhow::bail!("{from:?} {to}")
-    }
-
-    /// Installs Debian packages (files of the machine) as a user would: `apt-get install ./x.deb`,
-    /// offline.
-    ///
-    /// # Errors
-    /// When a dependency is not in the base system or a maintainer script fails.
-    pub fn install_deb(&self, packages: &[PathBuf]) -> Result<()> {
-        anyhow::bail!("{packages:?}")
-    }
-
-    /// Waits until a unit is active.
-    ///
-    /// # Errors
-    /// When the deadline passes or the host stops; shows the unit's state and journal.
-    pub fn wait_until_active(&self, unit: &str, deadline: Duration) -> Result<()> {
-        anyhow::bail!("{unit} {deadline:?}")
-    }
-
-    /// The journal of a unit, this boot only.
-    ///
-    /// # Errors
-    /// When the host is off.
-    pub fn journal(&self, unit: &str) -> Result<String> {
-        anyhow::bail!("{unit}")
+        self.power().as_ref().and_then(|running| running.init.with_pid(|pid| pid))
     }
 
     /// What PID 1 wrote to the console, all boots.
     #[must_use]
     pub fn console(&self) -> String {
-        String::new()
+        read_lossy(&self.dir.join("console.log"))
     }
 
-    /// Shuts down in order, as the power button does; after 90 s the power is cut.
-    ///
-    /// # Errors
-    /// When it does not even die of that.
-    pub fn power_off(&self) -> Result<StopCause> {
-        anyhow::bail!("power off")
+    /// Directories, files that differ from host to host, Docker's data.
+    fn prepare(&self) -> Result<()> {
+        for dir in ["upper/etc", "work", "root"] {
+            fs::create_dir_all(self.dir.join(dir))?;
+        }
+        let name = &self.options.name;
+        let etc = self.dir.join("upper/etc");
+        fs::write(etc.join("hostname"), format!("{name}\n"))?;
+        fs::write(
+            etc.join("hosts"),
+            format!("127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost\n"),
+        )?;
+        let random = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+        fs::write(etc.join("machine-id"), random.replace('-', ""))?;
+        if let Some(mib) = self.options.clawd_disk_mib {
+            requirements::ensure(&[requirements::Requirement::Disks], self.lab.cache.progress())?;
+            let image = self.disk();
+            fs::File::create(&image)?.set_len(u64::from(mib) << 20)?;
+            let mut mkfs = command("mkfs.ext4");
+            mkfs.args(["-q", "-m", "0"]).arg(image);
+            process::run(mkfs, std::time::Duration::from_secs(60))?;
+        }
+        let images = &self.options.images;
+        docker_data::provide(&self.lab.cache, self.options.suite, images, &self.docker_dir())
     }
 
-    /// Kills PID 1 and with it everything on the host, at once.
-    ///
-    /// # Errors
-    /// When it does not die.
-    pub fn power_cut(&self) -> Result<()> {
-        anyhow::bail!("power cut")
+    /// Docker's data directory, as a directory of the machine.
+    pub(crate) fn docker_dir(&self) -> PathBuf {
+        self.dir.join("docker")
     }
 
-    /// Boots the host again on its own state.
-    ///
-    /// # Errors
-    /// When it still runs or PID 1 cannot be started.
-    pub fn boot_again(&self) -> Result<()> {
-        anyhow::bail!("boot again")
+    fn disk(&self) -> PathBuf {
+        self.dir.join("clawd.ext4")
     }
 
-    /// `systemctl reboot`: shuts down in order and boots again; returns when the new PID 1 runs.
-    ///
-    /// # Errors
-    /// When the shutdown takes more than 90 s or the boot fails.
-    pub fn reboot(&self) -> Result<()> {
-        anyhow::bail!("reboot")
+    /// Starts PID 1; the caller holds the power switch.
+    fn start(&self) -> Result<Running> {
+        let subtree = Subtree::create(&self.lab.run.group(&self.options.name))?;
+        let netns = self.plug()?;
+        let boot = Boot {
+            hostname: self.options.name.clone(),
+            base: self.base.clone(),
+            dir: self.dir.clone(),
+            clawd_disk: self.options.clawd_disk_mib.map(|_| self.disk()),
+            netns: netns.clone(),
+        };
+        let init = boot.start(&subtree, self.dir.join("console.log")).with_context(|| {
+            format!("cannot boot host {}\n{}", self.options.name, self.console())
+        })?;
+        Ok(Running { init, subtree, _netns: netns })
     }
 
-    /// Waits until the host stops by itself, for example after `systemctl poweroff`.
-    ///
-    /// # Errors
-    /// When the deadline passes first.
-    pub fn wait_for_stop(&self, deadline: Duration) -> Result<StopCause> {
-        anyhow::bail!("{deadline:?}")
+    fn power(&self) -> MutexGuard<'_, Option<Arc<Running>>> {
+        self.power.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Cuts its network.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn cut(&self, how: Cut) -> Result<()> {
-        anyhow::bail!("{how:?}")
+    /// The running host.
+    fn running(&self) -> Result<Arc<Running>> {
+        let running = self.power().clone();
+        running
+            .filter(|running| running.init.is_running())
+            .with_context(|| format!("host {} is off", self.options.name))
     }
 
-    /// Undoes every cut.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn heal(&self) -> Result<()> {
-        anyhow::bail!("heal")
+    fn guest(&self, running: &Running) -> Result<Guest> {
+        running
+            .init
+            .with_pid(Guest::of)
+            .with_context(|| format!("host {} just stopped", self.options.name))?
+    }
+}
+
+impl Drop for LabHost {
+    fn drop(&mut self) {
+        // What cannot be removed now is swept by the next start.
+        let _ = self.power_cut();
+        let _ = remove_tree(&self.dir);
+        self.lab.leave_host(&self.options.name);
     }
 }

@@ -21,6 +21,15 @@
 //! route, a firewall rule or a mount to the machine's own namespaces, and nothing that it starts
 //! outlives the process that started it, however that process ends.
 
+mod boot;
+mod cgroup;
+mod deadline;
+mod docker_data;
+mod guest;
+mod netns;
+mod rootfs;
+mod run;
+
 pub mod cache;
 pub mod forward;
 pub mod host;
@@ -32,7 +41,7 @@ pub mod requirements;
 
 pub use cache::{Cache, Suite};
 pub use forward::Forward;
-pub use host::{Cut, HostOptions, LabHost, Output, StopCause};
+pub use host::{Cut, HostOptions, LabHost, StopCause};
 pub use images::Image;
 pub use lab::{Lab, Network};
-pub use process::Process;
+pub use process::{Output, Process, command};
