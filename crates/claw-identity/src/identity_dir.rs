@@ -29,6 +29,7 @@ use crate::identity::TrustDomain;
 use crate::key::{HostKey, KeyError};
 use crate::peer::{IdentityError, Peer, read_peer};
 use crate::pem::{self, PemError};
+use crate::pin::SpkiPin;
 use crate::private_file::{self, PrivateFileError};
 
 const CURRENT: &str = "current";
@@ -127,13 +128,14 @@ impl IdentityDir {
     pub fn pending_key(&self) -> Result<HostKey, IdentityDirError> {
         let path = self.path.join(PENDING_KEY);
         match HostKey::load(&path) {
-            Err(KeyError::File(PrivateFileError::Absent { .. })) => {
-                let key = HostKey::generate()?;
-                key.save(&path)?;
-                Ok(key)
-            }
-            outcome => Ok(outcome?),
+            Err(KeyError::File(PrivateFileError::Absent { .. })) => {}
+            // Left by a crash at the end of `install`: it is in use already.
+            Ok(key) if self.current_pin()? == Some(key.pin()) => self.discard_pending_key()?,
+            outcome => return Ok(outcome?),
         }
+        let key = HostKey::generate()?;
+        key.save(&path)?;
+        Ok(key)
     }
 
     /// Forgets the pending key, when its enrolment was refused for good.
@@ -178,6 +180,13 @@ impl IdentityDir {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    fn current_pin(&self) -> Result<Option<SpkiPin>, IdentityDirError> {
+        let Some(generation) = self.current()? else {
+            return Ok(None);
+        };
+        Ok(Some(HostKey::load(&self.path.join(generation).join(KEY))?.pin()))
     }
 
     fn current(&self) -> Result<Option<PathBuf>, IdentityDirError> {
