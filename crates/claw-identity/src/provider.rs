@@ -1,6 +1,6 @@
 //! The cryptography behind TLS, chosen by each caller.
 //!
-//! The coordinator uses [`aws_lc_rs`] (faster handshakes), the agent [`ring`] (smaller). Neither is
+//! The coordinator uses `aws_lc_rs` (faster handshakes), the agent `ring` (smaller). Neither is
 //! ever installed as the default of the process.
 
 #[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
