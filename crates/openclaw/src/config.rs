@@ -117,6 +117,12 @@ impl GatewayConfig {
         port.as_u64().and_then(|port| u16::try_from(port).ok())
     }
 
+    /// `gateway.bind` as written, if the document sets it.
+    #[must_use]
+    pub fn bind(&self) -> Option<&str> {
+        self.at(&["gateway", "bind"]).and_then(Value::as_str)
+    }
+
     /// `gateway.auth.token` as written, references unresolved. A reference to a secret is no text.
     #[must_use]
     pub fn token(&self) -> Option<&str> {

@@ -1,2 +1,64 @@
-//! Fake gateway.
-fn main() {}
+//! A gateway that behaves like OpenClaw from the outside, starts in milliseconds and fails on demand.
+//!
+//! It stands in for the real one wherever a test is about *us*: probes with their start-up phases, the
+//! 403 trap of trusted proxies, the owner lease by hostname, drain on SIGTERM, state that migrates
+//! forward, exit codes. It is one static binary that runs as PID 1 in an otherwise empty image, as any
+//! user, on a read-only root. It is no assistant: there is no RPC beyond a greeting.
+//!
+//! Commands, found after any words before them, so that the command line of the real image works:
+//! `gateway [--allow-unconfigured] [--port N] [--bind MODE]`, `doctor`, `config validate`.
+//!
+//! What goes wrong is chosen by variables named `CLAW_FAKE_*`, in the process environment or the state
+//! directory's `.env`: see [`switches`]. Start reading at [`life`].
+
+mod clock;
+mod command;
+mod environment;
+mod ingress;
+mod lease;
+mod life;
+mod log;
+mod request;
+mod route;
+mod server;
+mod sha1;
+mod startup;
+mod state;
+mod status;
+mod switches;
+mod websocket;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use command::Command;
+use environment::Environment;
+use startup::Refusal;
+
+fn main() -> ExitCode {
+    // First of all, so that every later thread inherits the mask; PID 1 has no default handlers.
+    if let Err(error) = life::block_signals() {
+        log::error(&format!("blocking signals: {error}"));
+        return ExitCode::FAILURE;
+    }
+    let environment = Environment::read();
+    let outcome = match Command::parse(std::env::args().skip(1)) {
+        Ok(Command::Gateway(options)) => startup::prepare(&options, &environment).map(life::run),
+        Ok(Command::Doctor) => startup::doctor(&environment).map(|()| ExitCode::SUCCESS),
+        Ok(Command::ValidateConfig) => return validate(&environment),
+        Err(error) => Err(Refusal { code: 2, message: error.to_string() }),
+    };
+    outcome.unwrap_or_else(|refusal| {
+        log::error(&refusal.message);
+        ExitCode::from(refusal.code)
+    })
+}
+
+/// Prints the verdict as `openclaw config validate --json` does: 0 valid, 1 not.
+fn validate(environment: &Environment) -> ExitCode {
+    let (verdict, code) = startup::validate(environment);
+    match writeln!(std::io::stdout(), "{verdict}") {
+        Ok(()) => ExitCode::from(code),
+        Err(_) => ExitCode::FAILURE,
+    }
+}

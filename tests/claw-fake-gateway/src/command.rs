@@ -1,0 +1,109 @@
+//! The command line.
+//!
+//! The real image runs `node openclaw.mjs gateway …`, so words before a known command are passed over,
+//! and options that change nothing here are ignored.
+
+use thiserror::Error;
+
+/// What to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Serve.
+    Gateway(GatewayOptions),
+    /// Migrate the state and end: `doctor --fix --yes --non-interactive`.
+    Doctor,
+    /// Check the configuration and end: `config validate --json`.
+    ValidateConfig,
+}
+
+/// Options of `gateway`. They win over the configuration.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct GatewayOptions {
+    /// Serve without a configuration.
+    pub(crate) allow_unconfigured: bool,
+    /// The port; 0 lets the kernel choose, which the real one does not offer.
+    pub(crate) port: Option<u16>,
+    /// `loopback` or anything else.
+    pub(crate) bind: Option<String>,
+}
+
+/// A command line that makes no sense.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub(crate) enum UsageError {
+    #[error("no command; hint: gateway, doctor or config validate")]
+    NoCommand,
+    #[error("{option} needs a value that it can use")]
+    Value { option: &'static str },
+}
+
+impl Command {
+    /// Reads the words after the program's name.
+    pub(crate) fn parse(words: impl Iterator<Item = String>) -> Result<Self, UsageError> {
+        let mut words = words.skip_while(|word| !is_command(word));
+        match words.next().as_deref() {
+            Some("gateway") => gateway(words).map(Self::Gateway),
+            Some("doctor") => Ok(Self::Doctor),
+            Some("config") if words.next().as_deref() == Some("validate") => {
+                Ok(Self::ValidateConfig)
+            }
+            _ => Err(UsageError::NoCommand),
+        }
+    }
+}
+
+fn is_command(word: &str) -> bool {
+    matches!(word, "gateway" | "doctor" | "config")
+}
+
+fn gateway(mut words: impl Iterator<Item = String>) -> Result<GatewayOptions, UsageError> {
+    let mut options = GatewayOptions::default();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--allow-unconfigured" => options.allow_unconfigured = true,
+            "--port" => {
+                let port = words.next().and_then(|port| port.parse().ok());
+                options.port = Some(port.ok_or(UsageError::Value { option: "--port" })?);
+            }
+            "--bind" => {
+                options.bind = Some(words.next().ok_or(UsageError::Value { option: "--bind" })?);
+            }
+            _ => {}
+        }
+    }
+    Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, UsageError> {
+        Command::parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn the_real_images_command_lines_are_understood() {
+        let serve = parse("node openclaw.mjs gateway --allow-unconfigured --bind lan --port 18789");
+        let options = GatewayOptions {
+            allow_unconfigured: true,
+            port: Some(18789),
+            bind: Some("lan".to_owned()),
+        };
+        assert_eq!(serve, Ok(Command::Gateway(options)));
+        assert_eq!(parse("gateway"), Ok(Command::Gateway(GatewayOptions::default())));
+        assert_eq!(
+            parse("node openclaw.mjs doctor --fix --yes --non-interactive"),
+            Ok(Command::Doctor)
+        );
+        assert_eq!(parse("config validate --json"), Ok(Command::ValidateConfig));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert_eq!(parse(""), Err(UsageError::NoCommand));
+        assert_eq!(parse("node openclaw.mjs"), Err(UsageError::NoCommand));
+        assert_eq!(parse("config get"), Err(UsageError::NoCommand));
+        assert_eq!(parse("gateway --port x"), Err(UsageError::Value { option: "--port" }));
+        assert_eq!(parse("gateway --bind"), Err(UsageError::Value { option: "--bind" }));
+    }
+}
