@@ -2,6 +2,32 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, bail};
+
+/// Asks `probe` until it has an answer, ever less often (every 10 ms at first, 200 ms at last);
+/// `what` completes "waited in vain for …".
+///
+/// # Errors
+/// When there is none within that time.
+pub fn wait_for<T>(
+    what: &str,
+    within: Duration,
+    mut probe: impl FnMut() -> Option<T>,
+) -> Result<T> {
+    let deadline = Deadline::after(within);
+    let mut pause = Duration::from_millis(10);
+    loop {
+        if let Some(answer) = probe() {
+            return Ok(answer);
+        }
+        let Some(left) = deadline.left() else {
+            bail!("waited in vain for {what}, {within:?}");
+        };
+        std::thread::sleep(pause.min(left));
+        pause = (pause * 5 / 4).min(Duration::from_millis(200));
+    }
+}
+
 /// A point in time after which waiting is given up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {

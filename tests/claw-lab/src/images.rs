@@ -1,12 +1,28 @@
 //! Container images as docker-archive tars, made without any Docker on the machine.
+//!
+//! [`fake_gateway`] wraps one static binary, [`openclaw`] is the real thing. It deliberately does
+//! not load them: a host that is booted with an image has it from the start.
+
+mod archive;
+mod npm;
+mod registry;
+
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use serde_json::json;
 
 use crate::Cache;
+use crate::cache::{sha256, sha256_of};
+use archive::Recipe;
 
 /// OpenClaw's version that the tests and the demo run.
 pub const OPENCLAW_VERSION: &str = "2026.9.6";
+
+const KIND: &str = "images";
+/// Images that are kept; those of the fake gateway change with every build of it.
+const KEPT: usize = 24;
 
 /// An image as a file that `docker load` takes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,7 +42,25 @@ pub struct Image {
 /// # Errors
 /// When the binary cannot be read or is not static.
 pub fn fake_gateway(cache: &Cache, binary: &Path, tag: &str) -> Result<Image> {
-    anyhow::bail!("{cache:?} {binary:?} {tag}")
+    let reference = format!("claw/fake-gateway:{tag}");
+    let recipe = format!("2 {reference} {}", sha256_of(binary)?);
+    let digest = sha256(recipe.as_bytes())?;
+    let key = format!("fake-gateway-{}", digest.get(..16).unwrap_or(&digest));
+    let entry = cache.entry(KIND, &key, |partial| {
+        refuse_dynamic(binary)?;
+        let layer = fake_gateway_layer(binary, partial)?;
+        let config = json!({
+            "User": "1000:1000",
+            "Env": ["PATH=/", "HOME=/home/node"],
+            "Entrypoint": ["/claw-fake-gateway"],
+            "WorkingDir": "/home/node",
+            "ExposedPorts": { "18789/tcp": {} },
+            "Labels": { "org.opencontainers.image.version": tag },
+        });
+        Recipe { reference: reference.clone(), config, layers: vec![layer] }.write(partial)
+    })?;
+    cache.prune(KIND, KEPT)?;
+    archive::read(&entry)
 }
 
 /// The real OpenClaw, `ghcr.io/openclaw/openclaw:VERSION`, pulled with skopeo when that is there and
@@ -35,5 +69,73 @@ pub fn fake_gateway(cache: &Cache, binary: &Path, tag: &str) -> Result<Image> {
 /// # Errors
 /// Without root, and when neither works.
 pub fn openclaw(cache: &Cache) -> Result<Image> {
-    anyhow::bail!("{cache:?}")
+    let reference = format!("ghcr.io/openclaw/openclaw:{OPENCLAW_VERSION}");
+    let key = format!("openclaw-{OPENCLAW_VERSION}-{}", npm::RECIPE);
+    let entry = cache.entry(KIND, &key, |partial| {
+        if registry::pull(&reference, partial, cache)? {
+            return Ok(());
+        }
+        npm::openclaw(OPENCLAW_VERSION, &reference, partial, cache)
+    })?;
+    archive::read(&entry)
+}
+
+/// The one layer: the binary, and the directories that a gateway's mounts go to.
+fn fake_gateway_layer(binary: &Path, dir: &Path) -> Result<PathBuf> {
+    let stage = dir.join("stage");
+    for path in ["etc", "tmp", "home/node/.openclaw"] {
+        fs::create_dir_all(stage.join(path))?;
+    }
+    fs::copy(binary, stage.join("claw-fake-gateway")).context("cannot copy the binary")?;
+    fs::write(stage.join("etc/passwd"), "node:x:1000:1000::/home/node:/\n")?;
+    fs::write(stage.join("etc/group"), "node:x:1000:\n")?;
+    let layer = dir.join("layer.tar");
+    archive::pack(&layer, &stage, 0, &["--mode=u=rwX,go=rX", "claw-fake-gateway", "etc"])?;
+    archive::append(&layer, &stage, 0, &["--mode=1777", "tmp"])?;
+    archive::append(&layer, &stage, 1000, &["--mode=700", "home/node"])?;
+    fs::remove_dir_all(stage)?;
+    Ok(layer)
+}
+
+/// Fails for a program that needs a dynamic loader: an image from scratch has none.
+fn refuse_dynamic(binary: &Path) -> Result<()> {
+    let bytes = fs::read(binary).with_context(|| format!("cannot read {}", binary.display()))?;
+    match asks_for_loader(&bytes) {
+        Some(false) => Ok(()),
+        Some(true) => bail!(
+            "{} is not static\nhint: build it with -C target-feature=+crt-static and --target",
+            binary.display()
+        ),
+        None => bail!("{} is no 64-bit ELF program", binary.display()),
+    }
+}
+
+/// Whether an ELF program has a segment of type `PT_INTERP` (`man 5 elf`, 64-bit little-endian).
+fn asks_for_loader(elf: &[u8]) -> Option<bool> {
+    const PT_INTERP: [u8; 4] = [3, 0, 0, 0];
+    let half = |at: usize| {
+        let bytes = elf.get(at..at + 2)?.try_into().ok()?;
+        Some(usize::from(u16::from_le_bytes(bytes)))
+    };
+    if elf.get(..5)? != b"\x7fELF\x02" {
+        return None;
+    }
+    let table = u64::from_le_bytes(elf.get(32..40)?.try_into().ok()?);
+    let table = usize::try_from(table).ok()?;
+    let (size, count) = (half(54)?, half(56)?);
+    let kinds = (0..count).map(|n| table + n * size).map(|at| elf.get(at..at + 4));
+    Some(kinds.into_iter().any(|kind| kind == Some(&PT_INTERP)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dynamic_program_is_recognised() {
+        let own = fs::read(std::env::current_exe().unwrap()).unwrap();
+        assert_eq!(asks_for_loader(&own), Some(!cfg!(target_feature = "crt-static")));
+        assert_eq!(asks_for_loader(b"#!/bin/sh\n"), None);
+        assert_eq!(asks_for_loader(b""), None);
+    }
 }

@@ -30,6 +30,7 @@ mod netns;
 mod rootfs;
 mod run;
 
+pub mod artifacts;
 pub mod cache;
 pub mod forward;
 pub mod host;
@@ -40,6 +41,7 @@ pub mod progress;
 pub mod requirements;
 
 pub use cache::{Cache, Suite};
+pub use deadline::wait_for;
 pub use forward::Forward;
 pub use host::{Cut, HostOptions, LabHost, StopCause};
 pub use images::Image;
