@@ -1,0 +1,135 @@
+//! A host's Docker API, raw: the baseline of the benches and the eyes of the tests.
+//!
+//! Requests are HTTP/1.0 over the daemon's socket, reached through the host's `/proc/PID/root`.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use claw_lab::LabHost;
+use serde_json::Value;
+
+/// Docker of one host.
+#[derive(Debug, Clone)]
+pub struct Docker {
+    socket: PathBuf,
+    pid: i32,
+}
+
+/// What the daemon says by itself.
+#[derive(Debug)]
+pub struct Events(BufReader<UnixStream>);
+
+impl Docker {
+    /// Docker of a host that is on.
+    ///
+    /// # Errors
+    /// When it is off.
+    pub fn of(host: &LabHost) -> Result<Self> {
+        let pid = host.pid().context("the host is off")?;
+        Ok(Self { socket: format!("/proc/{pid}/root/run/docker.sock").into(), pid })
+    }
+
+    fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Result<UnixStream> {
+        let mut stream = UnixStream::connect(&self.socket).context("cannot reach docker")?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        let body = body.map(ToString::to_string).unwrap_or_default();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.0\r\nHost: docker\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        Ok(stream)
+    }
+
+    /// A request that must succeed; returns the answer's JSON, `null` if there is none.
+    ///
+    /// # Errors
+    /// With what the daemon said.
+    pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+        let mut text = String::new();
+        self.send(method, path, body)?.read_to_string(&mut text)?;
+        let (head, body) = text.split_once("\r\n\r\n").context("no answer")?;
+        let status: u16 = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+        ensure!((200..400).contains(&status), "{method} {path}: {status} {body}");
+        if body.trim().is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_str(body)?) }
+    }
+
+    /// Everything about a container.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn inspect(&self, container: &str) -> Result<Value> {
+        self.request("GET", &format!("/containers/{container}/json"), None)
+    }
+
+    /// All containers, stopped ones too.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn containers(&self) -> Result<Vec<Value>> {
+        let all = self.request("GET", "/containers/json?all=true", None)?;
+        all.as_array().cloned().context("no list")
+    }
+
+    /// Kills a container (SIGKILL).
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&self, container: &str) -> Result<()> {
+        self.request("POST", &format!("/containers/{container}/kill?signal=KILL"), None).map(|_| ())
+    }
+
+    /// Container events from now on.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn events(&self) -> Result<Events> {
+        let filter = "%7B%22type%22%3A%5B%22container%22%5D%7D"; // {"type":["container"]}
+        let stream = self.send("GET", &format!("/events?filters={filter}"), None)?;
+        let mut events = Events(BufReader::new(stream));
+        let mut line = String::new();
+        while events.0.read_line(&mut line)? > 2 {
+            line.clear();
+        }
+        Ok(events)
+    }
+
+    /// Connects from within the host's network, as nginx and the agent do.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub fn connect(&self, target: SocketAddr) -> Result<TcpStream> {
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", self.pid))?;
+        std::thread::scope(|scope| {
+            let connected = scope.spawn(|| -> Result<TcpStream> {
+                nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+                Ok(TcpStream::connect_timeout(&target, Duration::from_secs(1))?)
+            });
+            connected.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?
+        })
+    }
+}
+
+impl Events {
+    /// Waits for an event of a container, 60 s at most, and returns it.
+    ///
+    /// # Errors
+    /// When the daemon goes away or says nothing for 60 s.
+    pub fn until(&mut self, container: &str, action: &str) -> Result<Value> {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            if self.0.read_line(&mut line)? == 0 {
+                bail!("docker closed its events before {action} of {container}");
+            }
+            let event: Value = serde_json::from_str(&line)?;
+            if event["Action"] == action && event["Actor"]["Attributes"]["name"] == container {
+                return Ok(event);
+            }
+        }
+    }
+}
