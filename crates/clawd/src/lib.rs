@@ -9,6 +9,13 @@
 //!
 //! # Where to start
 //!
-//! [`ports`] says what the agent needs from the machine.
+//! [`ports`] says what the agent needs from the machine, [`reconcile`] what it does with it,
+//! [`session`] how it talks to the coordinator, [`journal`] what it must not forget.
 
+pub mod agent;
+pub mod journal;
+pub mod logging;
+pub mod machine;
 pub mod ports;
+pub mod reconcile;
+pub mod report;

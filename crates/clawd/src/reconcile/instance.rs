@@ -1,0 +1,498 @@
+//! The loop of one instance: level-triggered, without end until the instance is forgotten.
+//!
+//! A turn looks (unless what was seen still holds), plans, and either carries out the plan or waits
+//! for a cause: a newer target, a ring of the bell (Docker said something), a point in time that the
+//! plan names, or an answer of the gateway. A newer target ends the steps under way by dropping them;
+//! one that differs only in its generation does not.
+
+mod describe;
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use claw_core::backoff::{Backoff, Bounds};
+use claw_core::event::{EventKind, Severity};
+use claw_core::observed::{ContainerState, ObservedContainer, ObservedInstance};
+use claw_core::plan::{DesiredInstance, Plan, Step, Target, container_digest, plan, virtual_host};
+use claw_core::spec::RunState;
+use claw_core::stamp::Digest;
+use claw_core::time::Timestamp;
+use tokio::select;
+use tokio::sync::watch;
+
+use super::execute::{self, Ledger, StepError, StepFailure};
+use super::exits::{self, ExitCause, Noted};
+use super::health::{HealthWatch, Turn};
+use super::observe::{Facts, ObserveError, observe, observed};
+use super::wake::{Bell, Cause};
+use crate::agent::Agent;
+use crate::journal::Remembered;
+use crate::logging::chain;
+use crate::machine::Machine;
+use crate::ports::{Clock as _, Gateway as _, GatewayAnswer, Host as _, RuntimeError};
+use describe::Describer;
+
+/// After a step failed.
+const STEP_RETRY: Bounds =
+    Bounds { floor: Duration::from_secs(1), ceiling: Duration::from_secs(60) };
+/// After a pull failed.
+const PULL_RETRY: Bounds =
+    Bounds { floor: Duration::from_secs(5), ceiling: Duration::from_secs(300) };
+/// After a look failed.
+const LOOK_RETRY: Bounds =
+    Bounds { floor: Duration::from_millis(500), ceiling: Duration::from_secs(15) };
+/// The same plan carried out this often in a row without effect counts as a failure.
+const MAX_REPEATS: u32 = 3;
+
+/// One instance's loop.
+pub(super) struct InstanceLoop<M> {
+    agent: Rc<Agent<M>>,
+    targets: watch::Receiver<Rc<DesiredInstance>>,
+    bell: Rc<Bell>,
+    pulse: Rc<Pulse>,
+    remembered: Remembered,
+    facts: Option<Facts>,
+    health: HealthWatch,
+    retries: Retries,
+    repeats: (String, u32),
+    describer: Describer,
+    adopting: bool,
+}
+
+/// What the watchdog sees of a loop.
+#[derive(Debug, Default)]
+pub(super) struct Pulse {
+    /// Since when the loop does what should be short; `None` while it waits or carries out a plan, whose
+    /// steps have deadlines of their own.
+    pub(super) busy_since: std::cell::Cell<Option<Timestamp>>,
+}
+
+struct Retries {
+    step: Backoff,
+    pull: Backoff,
+    look: Backoff,
+    /// Publishing failed: the rest goes on, and it is not tried again before this.
+    publish_not_before: Option<Timestamp>,
+}
+
+impl Retries {
+    const fn new() -> Self {
+        Self {
+            step: Backoff::new(STEP_RETRY),
+            pull: Backoff::new(PULL_RETRY),
+            look: Backoff::new(LOOK_RETRY),
+            publish_not_before: None,
+        }
+    }
+}
+
+/// What a turn ended in.
+enum Next {
+    Again,
+    Wait(Option<Timestamp>),
+    Forgotten,
+}
+
+/// What ended a wait.
+enum Woken {
+    Target,
+    Bell(Cause),
+    Time,
+    Answer(GatewayAnswer),
+    Abandoned,
+}
+
+impl<M: Machine> InstanceLoop<M> {
+    pub(super) fn new(
+        agent: Rc<Agent<M>>,
+        targets: watch::Receiver<Rc<DesiredInstance>>,
+        bell: Rc<Bell>,
+        pulse: Rc<Pulse>,
+        remembered: Remembered,
+    ) -> Self {
+        let describer = Describer::new(&targets.borrow(), &remembered);
+        Self {
+            agent,
+            targets,
+            bell,
+            pulse,
+            remembered,
+            facts: None,
+            health: HealthWatch::default(),
+            retries: Retries::new(),
+            repeats: (String::new(), 0),
+            describer,
+            adopting: true,
+        }
+    }
+
+    /// Runs until the instance is forgotten or the host's loop is gone.
+    pub(super) async fn run(mut self) {
+        loop {
+            self.pulse.busy_since.set(Some(self.now()));
+            let desired = Rc::clone(&self.targets.borrow_and_update());
+            let next = self.turn(&desired).await;
+            self.pulse.busy_since.set(None);
+            match next {
+                Next::Again => {}
+                Next::Forgotten => return,
+                Next::Wait(until) => {
+                    let woken = self.wait(&desired, until).await;
+                    if !self.take(woken, &desired) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn turn(&mut self, desired: &DesiredInstance) -> Next {
+        if self.facts.is_none()
+            && let Err(error) = self.look(desired).await
+        {
+            return self.blind(desired, &error);
+        }
+        let now = self.now();
+        let observed = self.observed(now);
+        let plan = plan(desired, &observed, now);
+        self.describer.describe(&self.agent, desired, &plan, &observed, &self.remembered, now);
+        self.announce_health(&plan);
+        if plan.stages.is_empty() {
+            self.repeats = (String::new(), 0);
+            return Next::Wait(plan.wake_at());
+        }
+        self.carry_out(desired, &plan).await
+    }
+
+    /// Looks, and draws from it what happened since the last look.
+    async fn look(&mut self, desired: &DesiredInstance) -> Result<(), ObserveError> {
+        let facts = match observe(&self.agent.machine, desired).await {
+            Ok(facts) => facts,
+            Err(error) => {
+                if error.is_runtime() {
+                    self.agent.runtime_answers(Err(chain(&error)));
+                }
+                return Err(error);
+            }
+        };
+        self.agent.runtime_answers(Ok(()));
+        self.retries.look.reset();
+        if let Some(container) = &facts.runtime.container {
+            self.note(desired, container);
+        }
+        let now = self.now();
+        let container = facts.runtime.container.as_ref();
+        self.health.follow(container, self.remembered.healthy.as_ref(), now);
+        self.facts = Some(facts);
+        Ok(())
+    }
+
+    fn note(&mut self, desired: &DesiredInstance, container: &ObservedContainer) {
+        let boot = self.agent.machine.host().boot_id();
+        if exits::complete_start(&mut self.remembered, container) {
+            self.save(desired);
+        }
+        if std::mem::take(&mut self.adopting)
+            && matches!(container.state, ContainerState::Running { .. })
+        {
+            let message = format!("took over container {}", short(&container.id));
+            self.agent.event(Some(&desired.name), EventKind::Adopted, Severity::Info, message);
+        }
+        let fallback = digest_of(desired);
+        if let Some(noted) = exits::note(&mut self.remembered, container, fallback, &boot) {
+            self.repeats = (String::new(), 0);
+            self.announce_exit(desired, noted);
+            self.save(desired);
+        }
+    }
+
+    fn announce_exit(&self, desired: &DesiredInstance, noted: Noted) {
+        let code = noted.exit.code;
+        let (kind, severity, message) = match noted.cause {
+            ExitCause::Wanted => {
+                (EventKind::Exited, Severity::Info, format!("stopped with status {code}"))
+            }
+            ExitCause::GivenUp(reason) => (
+                EventKind::Exited,
+                Severity::Error,
+                format!("stopped because of {reason}, with status {code}"),
+            ),
+            ExitCause::OutOfMemory => (
+                EventKind::OutOfMemory,
+                Severity::Error,
+                "killed by the kernel: the memory limit was reached".to_owned(),
+            ),
+            ExitCause::WithHost => {
+                (EventKind::Exited, Severity::Info, "ended with the host".to_owned())
+            }
+            ExitCause::ByItself => {
+                (EventKind::Exited, Severity::Error, format!("exited with status {code}"))
+            }
+        };
+        self.agent.event(Some(&desired.name), kind, severity, message);
+    }
+
+    fn blind(&mut self, desired: &DesiredInstance, error: &ObserveError) -> Next {
+        let delay = self.retries.look.next_delay(self.agent.machine.clock().random());
+        tracing::warn!(
+            instance = desired.name.as_str(),
+            error = chain(error),
+            retry_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+            "cannot look"
+        );
+        self.describer.blind(&self.agent, desired, chain(error));
+        Next::Wait(Some(self.now().after(delay)))
+    }
+
+    fn observed(&self, now: Timestamp) -> ObservedInstance {
+        let facts = self.facts.clone().unwrap_or_default();
+        let mut observed = observed(&facts, &self.remembered, self.health.health());
+        let resting = self.retries.publish_not_before.is_some_and(|at| at > now);
+        // A reverse proxy that refuses must not keep a dead gateway from coming back.
+        observed.proxy_current |= resting;
+        if let Some(ObservedContainer { state: ContainerState::Running { since, .. }, .. }) =
+            &mut observed.container
+        {
+            *since = self.health.gate_since(*since);
+        }
+        observed
+    }
+
+    async fn carry_out(&mut self, desired: &DesiredInstance, plan: &Plan) -> Next {
+        if self.repeats_itself(plan) {
+            let message = "its steps succeed and change nothing";
+            return self.failed(desired, "plan", message.to_owned(), false);
+        }
+        let begun = execute::begin(&self.agent, desired, plan, &mut self.remembered).await;
+        let ids = match begun {
+            Ok(ids) => ids,
+            Err(failure) => {
+                self.facts = None;
+                return self.failure(desired, &failure);
+            }
+        };
+        self.pulse.busy_since.set(None);
+        let ledger = Ledger::default();
+        let show = |step: String| self.describer.step(&self.agent, Some(step));
+        let outcome = select! {
+            biased;
+            outcome = execute::carry_out(&self.agent, &desired.name, plan, &ledger, &show) => outcome.map(|()| true),
+            () = superseded(&mut self.targets, desired) => Ok(false),
+        };
+        self.describer.step(&self.agent, None);
+        self.facts = None;
+        execute::settle(&mut self.remembered, plan, &ledger);
+        self.report_steps(desired, plan, &ledger);
+        let forgotten = execute::steps(plan)
+            .enumerate()
+            .any(|(index, step)| matches!(step, Step::Forget) && ledger.is_done(index));
+        if forgotten {
+            return Next::Forgotten;
+        }
+        let next = match &outcome {
+            Ok(completed) => {
+                if *completed {
+                    self.succeeded(plan);
+                }
+                Next::Again
+            }
+            Err(failure) => self.failure(desired, failure),
+        };
+        let outcomes = ledger.outcomes(&ids);
+        // Durable soon; what is lost here is found again by looking.
+        drop(self.agent.journal.finish(&desired.name, &self.remembered, outcomes, self.now()));
+        next
+    }
+
+    fn repeats_itself(&mut self, plan: &Plan) -> bool {
+        let text = plan.to_string();
+        if self.repeats.0 == text {
+            self.repeats.1 += 1;
+        } else {
+            self.repeats = (text, 1);
+        }
+        self.repeats.1 > MAX_REPEATS
+    }
+
+    fn report_steps(&self, desired: &DesiredInstance, plan: &Plan, ledger: &Ledger) {
+        for (index, step) in execute::steps(plan).enumerate() {
+            if ledger.is_done(index) {
+                let name = Some(&desired.name);
+                self.agent.event(name, EventKind::StepDone, Severity::Info, step.to_string());
+            }
+        }
+    }
+
+    fn succeeded(&mut self, plan: &Plan) {
+        self.retries.step.reset();
+        self.describer.failure = None;
+        if execute::steps(plan).any(|step| matches!(step, Step::PullImage { .. })) {
+            self.retries.pull.reset();
+        }
+        if execute::steps(plan).any(|step| matches!(step, Step::PublishProxy { .. })) {
+            self.retries.publish_not_before = None;
+        }
+    }
+
+    fn failure(&mut self, desired: &DesiredInstance, failure: &StepFailure) -> Next {
+        if let StepError::Runtime(RuntimeError::Unreachable(_) | RuntimeError::Timeout { .. }) =
+            &failure.source
+        {
+            self.agent.runtime_answers(Err(chain(&failure.source)));
+        }
+        let journal = matches!(failure.source, StepError::Journal(_));
+        self.failed(desired, failure.step, chain(&failure.source), journal)
+    }
+
+    /// A step failed: decides when it may be tried again.
+    fn failed(&mut self, desired: &DesiredInstance, step: &str, why: String, quiet: bool) -> Next {
+        let (now, random) = (self.now(), self.agent.machine.clock().random());
+        match step {
+            "pull-image" => {
+                let at = now.after(self.retries.pull.next_delay(random));
+                self.remembered.record.pull_not_before = Some(at);
+            }
+            "publish-proxy" => {
+                let at = now.after(self.retries.step.next_delay(random));
+                self.retries.publish_not_before = Some(at);
+            }
+            _ => {
+                let at = now.after(self.retries.step.next_delay(random));
+                self.remembered.record.retry_not_before = Some(at);
+            }
+        }
+        let message = format!("{step}: {why}");
+        if quiet {
+            tracing::warn!(instance = desired.name.as_str(), "{message}");
+        } else {
+            let name = Some(&desired.name);
+            self.agent.event(name, EventKind::StepFailed, Severity::Warning, message.as_str());
+        }
+        self.repeats = (String::new(), 0);
+        self.describer.failure = Some(message);
+        Next::Again
+    }
+
+    async fn wait(&mut self, desired: &DesiredInstance, until: Option<Timestamp>) -> Woken {
+        let agent = Rc::clone(&self.agent);
+        let (clock, settings) = (agent.machine.clock(), &agent.settings);
+        let now = self.now();
+        let publish = self.retries.publish_not_before.filter(|at| *at > now);
+        let due = until.into_iter().chain(publish).min();
+        // One more millisecond: a point in time is past only after it.
+        let pause = due.map_or(settings.resync, |at| at.since(now) + Duration::from_millis(1));
+        let watched = self.watched_host(desired).filter(|_| self.is_running());
+        let before_look = self.health.pause(settings, now);
+        let look = async {
+            let Some(host) = &watched else { return std::future::pending().await };
+            clock.sleep(before_look).await;
+            agent.machine.gateway().look(host).await
+        };
+        select! {
+            biased;
+            changed = self.targets.changed() => match changed {
+                Ok(()) => Woken::Target,
+                Err(_closed) => Woken::Abandoned,
+            },
+            cause = self.bell.rung() => Woken::Bell(cause),
+            answer = look => Woken::Answer(answer),
+            () = clock.sleep(pause.min(settings.resync)) => Woken::Time,
+        }
+    }
+
+    /// Draws the consequences; false when the loop is to end.
+    fn take(&mut self, woken: Woken, desired: &DesiredInstance) -> bool {
+        match woken {
+            Woken::Abandoned => return false,
+            Woken::Time => self.facts = None,
+            Woken::Bell(cause) => {
+                self.facts = None;
+                if cause == Cause::Retry {
+                    self.remembered.record.retry_not_before = None;
+                }
+            }
+            Woken::Target => {
+                if self.targets.borrow().target != desired.target {
+                    self.retarget();
+                }
+            }
+            Woken::Answer(answer) => self.answered(answer, desired),
+        }
+        true
+    }
+
+    /// A new target is never held up by what its predecessor failed at.
+    fn retarget(&mut self) {
+        self.facts = None;
+        self.retries = Retries::new();
+        self.remembered.record.retry_not_before = None;
+        self.remembered.record.pull_not_before = None;
+        self.describer.failure = None;
+        self.repeats = (String::new(), 0);
+    }
+
+    fn answered(&mut self, answer: GatewayAnswer, desired: &DesiredInstance) {
+        match self.health.take(answer, self.now()) {
+            Turn::Passed => {
+                self.remembered.healthy = self.health.healthy_run();
+                self.save(desired);
+            }
+            Turn::Proxy => self.facts = None,
+            Turn::Nothing => {}
+        }
+    }
+
+    fn announce_health(&self, plan: &Plan) {
+        self.describer.announce(&self.agent, plan, self.health.is_restored());
+    }
+
+    fn is_running(&self) -> bool {
+        let container = self.facts.as_ref().and_then(|facts| facts.runtime.container.as_ref());
+        container.is_some_and(|c| matches!(c.state, ContainerState::Running { .. }))
+    }
+
+    fn watched_host(&self, desired: &DesiredInstance) -> Option<claw_core::plan::VirtualHost> {
+        match &desired.target {
+            Target::Present { spec, .. } if spec.run == RunState::Running => {
+                Some(virtual_host(desired, spec))
+            }
+            _ => None,
+        }
+    }
+
+    fn save(&self, desired: &DesiredInstance) {
+        // Durable soon; what is lost here is found again by looking.
+        drop(self.agent.journal.finish(&desired.name, &self.remembered, Vec::new(), self.now()));
+    }
+
+    fn now(&self) -> Timestamp {
+        self.agent.machine.clock().now()
+    }
+}
+
+/// Ends when there is a target that wants something else than `desired`; cancel-safe.
+async fn superseded(targets: &mut watch::Receiver<Rc<DesiredInstance>>, desired: &DesiredInstance) {
+    loop {
+        if targets.changed().await.is_err() {
+            // The host's loop is gone: this one is about to be dropped with it.
+            return std::future::pending().await;
+        }
+        let newer = targets.borrow();
+        if newer.target != desired.target || newer.network != desired.network {
+            drop(newer);
+            targets.mark_changed();
+            return;
+        }
+    }
+}
+
+fn digest_of(desired: &DesiredInstance) -> Digest {
+    match &desired.target {
+        Target::Present { spec, .. } => container_digest(desired, spec),
+        Target::Removed => Digest::of(b"removed"),
+    }
+}
+
+fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
