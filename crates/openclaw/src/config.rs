@@ -1,12 +1,13 @@
 //! The rules of `openclaw.json`.
 //!
 //! [`GatewayConfig::parse`] refuses, with every fault at once, what a gateway would refuse at start as
-//! far as the host must know it. [`render`] lays the operator's keys over a tenant's document.
+//! far as the host must know it. [`render()`] lays the operator's keys over a tenant's document.
 //!
-//! The check is narrower than OpenClaw's own: contents of sections such as `models` or `channels` are
-//! not looked into, so a document that passes here can still be refused by the gateway. It is never
-//! wider in the parts it covers, with one exception on purpose: `$include` is refused, because it
-//! would read further files that nobody delivered or checked.
+//! The check is narrower than OpenClaw's own, so a document that passes here can still be refused by the
+//! gateway: contents of sections such as `models` or `channels` are not looked into, nor is the form of
+//! `gateway.publicOrigin`, `telemetry.consentedAt` and `worktreeRoot`. It refuses nothing that OpenClaw
+//! accepts, with two exceptions on purpose: `$include`, which would read files that nobody delivered or
+//! checked, and texts beyond [`MAX_BYTES`] or [`MAX_DEPTH`].
 //!
 //! Source of the rules: npm package `openclaw` 2026.9.6, its `config schema` and `config validate`.
 

@@ -125,18 +125,20 @@ fn stands_bare(value: &str) -> bool {
         && !value.starts_with(['\'', '"', '`'])
 }
 
-/// Splits `export NAME = value` into name and the text after the equals sign.
+/// Splits `export NAME = value` or `NAME: value` into name and value.
 fn assignment(line: &str) -> Option<(&str, &str)> {
     let line = line.trim_start();
     let line = match line.strip_prefix("export") {
         Some(tail) if tail.starts_with(char::is_whitespace) => tail.trim_start(),
         _ => line,
     };
-    let (name, value) = line.split_once('=')?;
-    let name = name.trim_end();
-    let named = !name.is_empty()
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
-    named.then_some((name, value.trim_start()))
+    let in_name = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    let (name, tail) = line.split_at_checked(line.find(|c| !in_name(c))?)?;
+    let value = match tail.trim_start().strip_prefix('=') {
+        Some(value) => value,
+        None => tail.strip_prefix(':').filter(|value| value.starts_with(char::is_whitespace))?,
+    };
+    (!name.is_empty()).then_some((name, value.trim_start()))
 }
 
 /// Reads a quoted value that starts in `line` and may go on in `after`. Nothing but a comment may
@@ -154,7 +156,7 @@ fn quoted<'a>(line: &'a str, after: &'a str) -> Option<(String, &'a str)> {
                 return None;
             }
             let value = match mark {
-                '"' => value.replace("\\n", "\n").replace("\\r", "\r"),
+                '"' => expand(&value),
                 _ => value,
             };
             return Some((value, rest));
@@ -176,9 +178,19 @@ fn split_at_quote(part: &str, mark: char) -> Option<(&str, &str)> {
     })
 }
 
+/// A value that is not properly quoted: up to a comment, and without a pair of quotes around it all.
 fn bare(value: &str) -> String {
-    let value = value.split_once('#').map_or(value, |(value, _)| value);
-    value.trim().to_owned()
+    let value = value.split_once('#').map_or(value, |(value, _)| value).trim();
+    let within = |mark: char| value.strip_prefix(mark)?.strip_suffix(mark);
+    if let Some(inside) = within('"') {
+        return expand(inside);
+    }
+    within('\'').or_else(|| within('`')).unwrap_or(value).to_owned()
+}
+
+/// Between double quotes, `\n` and `\r` stand for the characters they name.
+fn expand(value: &str) -> String {
+    value.replace("\\n", "\n").replace("\\r", "\r")
 }
 
 #[cfg(test)]
@@ -245,9 +257,18 @@ mod tests {
 
     #[test]
     fn files_written_by_hand_are_read() {
-        let text = "# comment\r\n\r\nexport A = one two # tail\nB='x' # tail\nnonsense\nC=\nD=\"a\\nb\"\nE='open\nF=1";
-        let expected =
-            [("A", "one two"), ("B", "x"), ("C", ""), ("D", "a\nb"), ("E", "'open"), ("F", "1")];
+        let text = "# comment\r\n\r\nexport A = one two # tail\nB='x' # tail\nnonsense\nC=\nD=\"a\\nb\"\nG: yaml\nH='a'b'\nI=\"\\n\"b\"\nE='open\nF=1";
+        let expected = [
+            ("A", "one two"),
+            ("B", "x"),
+            ("C", ""),
+            ("D", "a\nb"),
+            ("E", "'open"),
+            ("F", "1"),
+            ("G", "yaml"),
+            ("H", "a'b"),
+            ("I", "\n\"b"),
+        ];
         let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(parse(text), BTreeMap::from(expected));
     }

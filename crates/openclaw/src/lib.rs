@@ -8,7 +8,7 @@
 //! instance should have is the business of the callers. It does not speak the WebSocket RPC.
 //!
 //! All rules were taken from the published npm package `openclaw` 2026.9.6 and checked against it.
-//! Start with [`config::render`] and [`probe::Target`].
+//! Start with [`config::render()`] and [`probe::Target`].
 
 pub mod config;
 pub mod env_file;

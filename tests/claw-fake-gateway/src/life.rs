@@ -123,8 +123,8 @@ impl Life {
     }
 
     fn start_draining(&self) {
-        log::info("shutting down");
         self.status.enter(Phase::Draining);
+        log::info("shutting down");
         let drain = self.drain;
         let spawned = spawn("drain", &self.events, move |events| {
             thread::sleep(drain);

@@ -50,6 +50,7 @@ impl Site {
             _ if ingress == Ingress::Unattributable => attribution_required(),
             Some(Probe::Startup) => self.startup(self.tells_details(request, ingress)),
             Some(Probe::Ready) => self.ready(self.tells_details(request, ingress)),
+            None if is_below_a_probe(&request.path) => Response::text(404, "Not Found"),
             None => Response {
                 status: 200,
                 content_type: "text/html; charset=utf-8",
@@ -177,6 +178,13 @@ fn probe_of(path: &str) -> Option<Probe> {
         "/readyz" | "/ready" => Some(Probe::Ready),
         _ => None,
     }
+}
+
+/// Nothing lives below the probes, not even the web interface.
+fn is_below_a_probe(path: &str) -> bool {
+    let mut parts = path.splitn(3, '/').skip(1);
+    parts.next().is_some_and(|first| probe_of(&format!("/{first}")).is_some())
+        && parts.next().is_some()
 }
 
 fn insert(object: &mut Value, key: &str, value: Value) {

@@ -81,6 +81,11 @@ fn check(value: &Value, shape: &Shape, path: &str, faults: &mut Vec<ConfigFault>
                 check(value, item, &format!("{path}[{index}]"), faults);
             }
         }
+        (Shape::Either(shapes), _) if fits(value, shape) => {
+            if let Some(shape) = shapes.iter().find(|shape| fits(value, shape)) {
+                check(value, shape, path, faults);
+            }
+        }
         _ if fits(value, shape) => {}
         _ => faults.push(ConfigFault::new(path, mismatch(value, shape))),
     }
@@ -99,7 +104,6 @@ fn fits(value: &Value, shape: &Shape) -> bool {
         Shape::Number => value.is_number(),
         Shape::Text => value.is_string(),
         Shape::NonEmptyText => value.as_str().is_some_and(|text| !text.is_empty()),
-        Shape::Secret => value.is_string() || value.is_object(),
         Shape::OneOf(allowed) => {
             value.as_str().is_some_and(|text| allowed.contains(&text) || present(text))
         }
@@ -135,7 +139,6 @@ fn expectation(shape: &Shape) -> String {
         Shape::Int(low, high) => format!("a whole number from {low} to {high}"),
         Shape::Number => "a number".to_owned(),
         Shape::Text | Shape::NonEmptyText => "a string".to_owned(),
-        Shape::Secret => "a string or a secret reference".to_owned(),
         Shape::OneOf(allowed) => format!("one of {}", allowed.join(", ")),
         Shape::Either(shapes) => shapes.iter().map(expectation).collect::<Vec<_>>().join(" or "),
     }
@@ -181,6 +184,8 @@ mod tests {
             &json!({ "gateway": {
                 "trustedProxies": ["a", 1],
                 "auth": { "identityScopes": { "me": ["operator.read", "root"] } },
+                "nodes": { "pairing": { "sshVerify": { "user": "x", "port": 1 } } },
+                "remote": { "token": 1, "password": { "source": "env", "id": "" } },
                 "roles": { "default": "x", "definitions": { "x": { "agents": "*" } } },
             } }),
             &[
@@ -188,6 +193,10 @@ mod tests {
                  operator.write, operator.sessions.read, operator.sessions.write, \
                  operator.approvals, operator.questions, operator.pairing, operator.talk, \
                  operator.talk.secrets",
+                "gateway.nodes.pairing.sshVerify.port: unknown key",
+                "gateway.remote.password.id: expected a string that is not empty",
+                "gateway.remote.password.provider: required",
+                "gateway.remote.token: expected a string or an object, found a number",
                 "gateway.roles.definitions.x.scopes: required",
                 "gateway.roles.definitions.x.sessions: required",
                 "gateway.trustedProxies[1]: expected a string, found a number",

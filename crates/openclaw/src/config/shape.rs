@@ -24,11 +24,9 @@ pub(super) enum Shape {
     Text,
     /// A string of at least one character.
     NonEmptyText,
-    /// A string or a reference to a secret (an object).
-    Secret,
     /// One of these strings.
     OneOf(&'static [&'static str]),
-    /// Either of these.
+    /// The first of these that fits.
     Either(&'static [Self]),
     /// Only `false`.
     False,
@@ -108,7 +106,21 @@ const MAX: i64 = 9_007_199_254_740_991;
 
 const PORT: Shape = Shape::Int(1, 65_535);
 const COUNT: Shape = Shape::Int(0, MAX);
+const POSITIVE: Shape = Shape::Int(1, MAX);
 const TEXTS: Shape = Shape::List(&Shape::Text);
+
+/// A text, or where to find one.
+const SECRET: Shape = Shape::Either(&[
+    Shape::Text,
+    object_with(
+        &["source", "provider", "id"],
+        &[
+            ("source", Shape::OneOf(&["env", "file", "exec", "store"])),
+            ("provider", Shape::NonEmptyText),
+            ("id", Shape::NonEmptyText),
+        ],
+    ),
+]);
 
 const SCOPES: Shape = Shape::List(&Shape::OneOf(&[
     "operator.admin",
@@ -182,8 +194,8 @@ const GATEWAY: Shape = object(&[
         open_object(&[
             ("enabled", Shape::Bool),
             ("autoGenerate", Shape::Bool),
-            ("certPath", Shape::Text),
-            ("keyPath", Shape::Text),
+            ("certPath", Shape::NonEmptyText),
+            ("keyPath", Shape::NonEmptyText),
             ("caPath", Shape::Text),
         ]),
     ),
@@ -192,7 +204,7 @@ const GATEWAY: Shape = object(&[
         "push",
         object(&[(
             "apns",
-            object(&[("relay", object(&[("baseUrl", Shape::Text), ("timeoutMs", COUNT)]))]),
+            object(&[("relay", object(&[("baseUrl", Shape::Text), ("timeoutMs", POSITIVE)]))]),
         )]),
     ),
     ("nodes", NODES),
@@ -220,7 +232,7 @@ const CONTROL_UI: Shape = object(&[
         ),
     ),
     ("communityInvite", Shape::Bool),
-    ("github", object(&[("token", Shape::Secret)])),
+    ("github", object(&[("token", SECRET)])),
     ("sessionObserver", Shape::Bool),
     ("embedSandbox", Shape::OneOf(&["strict", "scripts", "trusted"])),
     ("allowExternalEmbedUrls", Shape::Bool),
@@ -231,8 +243,8 @@ const CONTROL_UI: Shape = object(&[
 
 const AUTH: Shape = object(&[
     ("mode", Shape::OneOf(&["none", "token", "password", "trusted-proxy"])),
-    ("token", Shape::Secret),
-    ("password", Shape::Secret),
+    ("token", SECRET),
+    ("password", SECRET),
     ("allowTailscale", Shape::Bool),
     ("identityScopes", Shape::Map(&SCOPES)),
     (
@@ -307,9 +319,9 @@ const REMOTE: Shape = object(&[
     ("url", Shape::Text),
     ("transport", Shape::OneOf(&["ssh", "direct"])),
     ("remotePort", PORT),
-    ("token", Shape::Secret),
-    ("password", Shape::Secret),
-    ("edgeAuth", Shape::Map(&Shape::Secret)),
+    ("token", SECRET),
+    ("password", SECRET),
+    ("edgeAuth", Shape::Map(&SECRET)),
     ("tlsFingerprint", Shape::Text),
     ("sshTarget", Shape::Text),
     ("sshIdentity", Shape::Text),
@@ -320,9 +332,9 @@ const IMAGES: Shape = object(&[
     ("allowUrl", Shape::Bool),
     ("urlAllowlist", TEXTS),
     ("allowedMimes", TEXTS),
-    ("maxBytes", COUNT),
+    ("maxBytes", POSITIVE),
     ("maxRedirects", COUNT),
-    ("timeoutMs", COUNT),
+    ("timeoutMs", POSITIVE),
 ]);
 
 const HTTP: Shape = object(&[
@@ -341,15 +353,15 @@ const HTTP: Shape = object(&[
                             ("allowUrl", Shape::Bool),
                             ("urlAllowlist", TEXTS),
                             ("allowedMimes", TEXTS),
-                            ("maxBytes", COUNT),
+                            ("maxBytes", POSITIVE),
                             ("maxRedirects", COUNT),
-                            ("timeoutMs", COUNT),
-                            ("maxChars", COUNT),
+                            ("timeoutMs", POSITIVE),
+                            ("maxChars", POSITIVE),
                             (
                                 "pdf",
                                 object(&[
-                                    ("maxPages", COUNT),
-                                    ("maxPixels", COUNT),
+                                    ("maxPages", POSITIVE),
+                                    ("maxPixels", POSITIVE),
                                     ("minTextChars", COUNT),
                                 ]),
                             ),
@@ -376,7 +388,18 @@ const NODES: Shape = object(&[
         object(&[
             ("autoApproveLocal", Shape::Bool),
             ("autoApproveCidrs", TEXTS),
-            ("sshVerify", Shape::Either(&[Shape::Bool, Shape::AnyObject])),
+            (
+                "sshVerify",
+                Shape::Either(&[
+                    Shape::Bool,
+                    object(&[
+                        ("user", Shape::Text),
+                        ("identity", Shape::Text),
+                        ("timeoutMs", POSITIVE),
+                        ("cidrs", TEXTS),
+                    ]),
+                ]),
+            ),
         ]),
     ),
     ("pluginTools", object(&[("enabled", Shape::Bool)])),
@@ -392,7 +415,7 @@ const ENV: Shape = object(&[
 const LOGGING: Shape = object(&[
     ("level", LEVEL),
     ("file", Shape::Text),
-    ("maxFileBytes", COUNT),
+    ("maxFileBytes", POSITIVE),
     ("consoleLevel", LEVEL),
     ("consoleStyle", Shape::OneOf(&["pretty", "json"])),
     ("redactPatterns", TEXTS),

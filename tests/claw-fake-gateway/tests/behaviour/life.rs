@@ -75,15 +75,12 @@ fn the_token_comes_from_the_env_file() {
 }
 
 #[test]
-fn sigterm_drains_and_a_second_one_changes_nothing() {
+fn a_second_sigterm_neither_hurries_nor_stops_the_drain() {
     let home = Home::configured();
-    let mut gateway = home.start(&[("DRAIN_MS", "300")]);
-    let address = gateway.ready();
+    let mut gateway = home.start(&[("DRAIN_MS", "1000")]);
+    gateway.ready();
     gateway.signal(Signal::SIGTERM);
     gateway.wait_for_log("shutting down");
-    assert!(body(address, "/startupz").contains(r#""status":"draining""#));
-    assert!(body(address, "/readyz").contains("gateway-draining"));
-    assert!(get(address, "/healthz").starts_with("HTTP/1.1 200 "));
     gateway.signal(Signal::SIGTERM);
     gateway.wait_for_log("ignoring");
     assert_eq!(gateway.exit(), 0);

@@ -129,10 +129,14 @@ fn any_other_path_is_the_web_interface_and_no_probe() {
     let home = Home::configured();
     let mut gateway = home.start(&[]);
     let address = gateway.ready();
-    for path in ["/", "/metrics", "/status", "/__fake/crash", "/healthz/more"] {
+    for path in ["/", "/metrics", "/status", "/__fake/crash", "/healthzz"] {
         let answer = get(address, path);
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{path}: {answer}");
         assert!(answer.contains("<title>OpenClaw (fake)</title>"), "{path}: {answer}");
+    }
+    for path in ["/healthz/more", "/ready/"] {
+        let answer = get(address, path);
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
     }
     let answer = ask(address, "POST /startupz HTTP/1.1\r\nHost: test\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
