@@ -35,7 +35,7 @@ pub fn static_binary(package: &str) -> Result<PathBuf> {
         let message: Value = serde_json::from_str(line).ok()?;
         message.get("executable")?.as_str().map(PathBuf::from)
     };
-    let found = messages.lines().filter_map(executable).last();
+    let found = messages.lines().rev().find_map(executable);
     found.with_context(|| format!("cargo built no program of {package}"))
 }
 

@@ -3,12 +3,13 @@
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::socket::{Shutdown as Direction, shutdown};
-use std::os::fd::AsRawFd;
 
 /// A listening forwarder; dropping it closes the port and every connection through it.
 #[derive(Debug)]
@@ -19,9 +20,9 @@ pub struct Forward {
     acceptor: Option<JoinHandle<()>>,
 }
 
-/// Both ends of every connection that is open, to close them at the end.
-#[derive(Debug, Default)]
-struct Connections(Mutex<Vec<Weak<TcpStream>>>);
+/// Both ends of every connection that is open, to close them at the end; `None` after it.
+#[derive(Debug)]
+struct Connections(Mutex<Option<Vec<Weak<TcpStream>>>>);
 
 impl Forward {
     /// Listens on `local` and joins each connection with one that `dial` makes.
@@ -32,11 +33,16 @@ impl Forward {
         let listener =
             TcpListener::bind(local).with_context(|| format!("cannot listen on {local}"))?;
         let (local, listener) = (listener.local_addr()?, Arc::new(listener));
-        let open = Arc::new(Connections::default());
+        let open = Arc::new(Connections(Mutex::new(Some(Vec::new()))));
         let (accepting, connections, dial) =
             (Arc::clone(&listener), Arc::clone(&open), Arc::new(dial));
         let acceptor = thread("lab-forward").spawn(move || {
-            while let Ok((near, _)) = accepting.accept() {
+            while !connections.closed() {
+                let Ok((near, _)) = accepting.accept() else {
+                    // Out of descriptors, perhaps: that passes.
+                    std::thread::sleep(Duration::from_millis(20));
+                    continue;
+                };
                 let (connections, dial) = (Arc::clone(&connections), Arc::clone(&dial));
                 // Without a thread or a far end the connection just closes, which the caller sees.
                 let _ = thread("lab-forwarded").spawn(move || {
@@ -56,12 +62,13 @@ impl Forward {
 
 impl Drop for Forward {
     fn drop(&mut self) {
+        let streams = self.open.lock().take();
         // Wakes the acceptor, which then ends; both fail only when there is nothing to close.
         let _ = shutdown(self.listener.as_raw_fd(), Direction::Both);
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }
-        for stream in self.open.lock().drain(..).filter_map(|stream| stream.upgrade()) {
+        for stream in streams.into_iter().flatten().filter_map(|stream| stream.upgrade()) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
@@ -75,6 +82,7 @@ impl Connections {
         let (near, far) = (Arc::new(near), Arc::new(far));
         {
             let mut open = self.lock();
+            let open = open.as_mut().context("the forwarder is closed")?;
             open.retain(|stream| stream.strong_count() > 0);
             open.extend([Arc::downgrade(&near), Arc::downgrade(&far)]);
         }
@@ -85,7 +93,11 @@ impl Connections {
         Ok(())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Weak<TcpStream>>> {
+    fn closed(&self) -> bool {
+        self.lock().is_none()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<Weak<TcpStream>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -17,6 +17,18 @@ use crate::process::{Launch, Output, Process, stdin_of};
 const ORDINARY: Duration = Duration::from_secs(60);
 /// How long the installation of packages may take, their maintainer scripts included.
 const INSTALLATION: Duration = Duration::from_secs(300);
+/// Keeps changed configuration files, as apt must without a terminal; gives up on the network at once.
+const APT_INSTALL: [&str; 9] = [
+    "apt-get",
+    "install",
+    "--yes",
+    "--allow-downgrades",
+    "--reinstall",
+    "-o",
+    "Dpkg::Options::=--force-confold",
+    "-o",
+    "Acquire::Retries=0",
+];
 /// Where packages to install are put; a tmpfs.
 const PACKAGES: &str = "/run/lab-packages";
 
@@ -91,11 +103,7 @@ impl LabHost {
     /// # Errors
     /// When a dependency is not in the base system or a maintainer script fails.
     pub fn install_deb(&self, packages: &[PathBuf]) -> Result<()> {
-        let mut argv: Vec<String> =
-            ["apt-get", "install", "--yes", "--no-download", "--allow-downgrades", "--reinstall"]
-                .map(str::to_owned)
-                .to_vec();
-        argv.extend(["-o", "Dpkg::Options::=--force-confold"].map(str::to_owned));
+        let mut argv: Vec<String> = APT_INSTALL.map(str::to_owned).to_vec();
         for package in packages {
             let name = package.file_name().unwrap_or_default().to_string_lossy();
             let inside = format!("{PACKAGES}/{name}");
