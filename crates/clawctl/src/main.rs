@@ -1,2 +1,22 @@
-//! clawctl
-fn main() {}
+//! The `clawctl` binary: gives [`clawctl::run`] the process's arguments, streams and environment.
+
+use std::io;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _unheard = clawctl::report(&error, &mut io::stderr());
+            return ExitCode::FAILURE;
+        }
+    };
+    let variable = |name: &str| std::env::var(name).ok();
+    let mut surroundings = clawctl::Surroundings {
+        stdin: &mut io::stdin().lock(),
+        stdout: &mut io::stdout().lock(),
+        stderr: &mut io::stderr().lock(),
+        variable: &variable,
+    };
+    runtime.block_on(clawctl::run(std::env::args_os(), &mut surroundings))
+}

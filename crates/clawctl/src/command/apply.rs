@@ -1,0 +1,229 @@
+//! `apply`: creates what does not exist, updates what does, host before instance.
+
+use std::path::{Path, PathBuf};
+
+use claw_core::spec::GATEWAY_TOKEN;
+use claw_proto::fleet::v1 as fleet;
+use serde::Serialize;
+use tonic::Code;
+
+use super::instance::{self, NewInstance};
+use super::{Session, Sources, host};
+use crate::cli::{ApplyArgs, Format, Until};
+use crate::clock;
+use crate::connection::{Connection, Repeat};
+use crate::failure::{self, CommandError};
+use crate::file::content::{self, Origins, Wanted};
+use crate::file::{self, Document, HostDocument, Located};
+use crate::view::id;
+
+/// Everything that `apply` will send.
+pub(super) struct Plan {
+    items: Vec<Item>,
+    dry_run: bool,
+    wait: bool,
+}
+
+enum Item {
+    Host(HostDocument),
+    Instance { name: String, host: String, wanted: Wanted },
+}
+
+/// What became of a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Outcome {
+    Created,
+    Updated,
+    Unchanged,
+}
+
+/// One line of the answer.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Applied {
+    resource: String,
+    outcome: Outcome,
+    dry_run: bool,
+}
+
+impl Plan {
+    /// Reads files and all that they point to.
+    pub(super) fn read(
+        arguments: &ApplyArgs,
+        sources: &mut Sources<'_>,
+    ) -> Result<Self, CommandError> {
+        let mut documents = file::read(&arguments.files, sources.stdin)?;
+        // Stable: within a kind the order of the files stays.
+        documents.sort_by_key(|located| located.document.kind());
+        let items = documents
+            .into_iter()
+            .map(|located| Item::read(located, sources))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { items, dry_run: arguments.dry_run, wait: arguments.wait })
+    }
+}
+
+impl Item {
+    fn read(located: Located, sources: &Sources<'_>) -> Result<Self, CommandError> {
+        match located.document {
+            Document::Host(host) => Ok(Self::Host(host)),
+            Document::Instance(instance) => {
+                let origins =
+                    Origins { directory: directory(&located.file), variable: sources.variable };
+                Ok(Self::Instance {
+                    name: id(&instance.name).to_owned(),
+                    host: id(&instance.host).to_owned(),
+                    wanted: content::wanted(&instance.spec, origins)?,
+                })
+            }
+        }
+    }
+
+    fn resource(&self) -> String {
+        match self {
+            Self::Host(host) => format!("hosts/{}", id(&host.name)),
+            Self::Instance { name, .. } => format!("instances/{name}"),
+        }
+    }
+}
+
+/// Applies every item, also after one failed: what is independent should not wait for it.
+pub(super) async fn run(plan: Plan, session: &mut Session<'_>) -> Result<(), CommandError> {
+    let all = plan.items.len();
+    let mut applied = Vec::new();
+    let mut waits: Vec<(String, Until)> = Vec::new();
+    let mut failures: Vec<CommandError> = Vec::new();
+    for item in plan.items {
+        let resource = item.resource();
+        let outcome = match item {
+            Item::Host(document) => host::apply(&session.connection, &document, plan.dry_run).await,
+            Item::Instance { name, host, wanted } => {
+                let stopped = wanted.spec.run_state == i32::from(fleet::RunState::Stopped);
+                waits.push((name.clone(), if stopped { Until::Stopped } else { Until::Running }));
+                apply_instance(&session.connection, name, host, wanted, plan.dry_run).await
+            }
+        };
+        match outcome {
+            Ok(outcome) => {
+                let line = Applied { resource, outcome, dry_run: plan.dry_run };
+                if session.output.format == Format::Table {
+                    session.output.value(&line, &line.text())?;
+                }
+                applied.push(line);
+            }
+            Err(error) => failures.push(error),
+        }
+    }
+    if session.output.format != Format::Table {
+        let names: Vec<&str> = applied.iter().map(|line| line.resource.as_str()).collect();
+        session.output.value(&applied, &names.join("\n"))?;
+    }
+    if !failures.is_empty() {
+        return Err(told(failures, all, session)?);
+    }
+    if plan.wait {
+        for (name, until) in waits {
+            session.wait(&[name], until).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Creates the instance or changes what the document decides.
+async fn apply_instance(
+    connection: &Connection,
+    name: String,
+    host: String,
+    mut wanted: Wanted,
+    dry_run: bool,
+) -> Result<Outcome, CommandError> {
+    let before = match instance::get(connection, &name).await {
+        Ok(before) => before,
+        Err(CommandError::Call(error)) if error.code == Code::NotFound => {
+            let new = NewInstance { name, host, wanted, dry_run, wait: false };
+            instance::send_create(connection, &new).await?;
+            return Ok(Outcome::Created);
+        }
+        Err(error) => return Err(error),
+    };
+    if id(&before.host) != host {
+        let present = id(&before.host).to_owned();
+        return Err(CommandError::Moved { instance: name, present, wanted: host });
+    }
+    let old_spec = before.spec.clone().unwrap_or_default();
+    // The coordinator made it unless a file said otherwise; a list of secrets does not revoke it.
+    if old_spec.secrets.contains_key(GATEWAY_TOKEN) {
+        wanted.spec.secrets.entry(GATEWAY_TOKEN.to_owned()).or_default();
+    }
+    let after = update(connection, &before, wanted, dry_run).await?;
+    let same = after.etag == before.etag && after.spec == before.spec;
+    Ok(if same { Outcome::Unchanged } else { Outcome::Updated })
+}
+
+async fn update(
+    connection: &Connection,
+    before: &fleet::Instance,
+    wanted: Wanted,
+    dry_run: bool,
+) -> Result<fleet::Instance, CommandError> {
+    let mut request = fleet::UpdateInstanceRequest {
+        instance: Some(fleet::Instance {
+            name: before.name.clone(),
+            host: before.host.clone(),
+            spec: Some(wanted.spec),
+            etag: before.etag.clone(),
+            ..fleet::Instance::default()
+        }),
+        validate_only: dry_run,
+        request_id: clock::request_id(),
+        ..fleet::UpdateInstanceRequest::default()
+    };
+    request.update_mask.get_or_insert_default().paths = wanted.mask;
+    let doing = format!("update {}", before.name);
+    let answer = connection
+        .call(&doing, Repeat::Harmless, request, async |channel, request| {
+            instance::client(channel).update_instance(request).await
+        })
+        .await?;
+    answer.instance.ok_or(CommandError::Answer { missing: "instance" })
+}
+
+impl Applied {
+    fn text(&self) -> String {
+        let Self { resource, outcome, dry_run } = self;
+        let text = match (outcome, dry_run) {
+            (Outcome::Created, false) => "created",
+            (Outcome::Created, true) => "would be created",
+            (Outcome::Updated, false) => "updated",
+            (Outcome::Updated, true) => "would be updated",
+            (Outcome::Unchanged, _) => "unchanged",
+        };
+        format!("{resource} {text}")
+    }
+}
+
+/// One failure is the command's own; of several each is shown.
+pub(super) fn told(
+    mut failures: Vec<CommandError>,
+    all: usize,
+    session: &mut Session<'_>,
+) -> Result<CommandError, CommandError> {
+    if all == 1
+        && let Some(only) = failures.pop()
+    {
+        return Ok(only);
+    }
+    for error in &failures {
+        failure::show(error, session.err)?;
+    }
+    Ok(CommandError::Several { failed: failures.len(), all })
+}
+
+/// Where relative paths of a document start.
+fn directory(file: &Path) -> &Path {
+    match file.parent() {
+        Some(parent) if file != PathBuf::from("-") => parent,
+        _ => Path::new(""),
+    }
+}
