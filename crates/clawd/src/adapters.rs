@@ -1,0 +1,23 @@
+//! One file for each outside thing: it implements a port of [`crate::ports`], and nobody else knows
+//! the thing behind it.
+//!
+//! Adapters hold no policy: when, how often and why are decided elsewhere. Each is held to the
+//! contract suite of its port (`crate::contract`), which its fake passes too.
+//!
+//! | adapter | port | knows |
+//! | --- | --- | --- |
+//! | [`docker`] | `Runtime` | Docker's API (bollard) |
+//! | [`nginx`] | `Proxy` | nginx and its configuration language |
+//! | [`files`] | `Files` | file systems, tmpfs, symbolic links |
+//! | [`gateway`] | `Gateway` | OpenClaw's probes |
+//! | [`host`] | `Host` | /proc, cgroups, sysinfo |
+//! | [`clock`] | `Clock` | time and randomness of the machine |
+//! | [`command`] | – | how programs are run |
+
+pub mod clock;
+pub mod command;
+pub mod docker;
+pub mod files;
+pub mod gateway;
+pub mod host;
+pub mod nginx;
