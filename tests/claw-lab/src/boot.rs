@@ -19,7 +19,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use crate::cgroup::Subtree;
 use crate::guest::join;
 use crate::netns::Netns;
-use crate::process::{Launch, Process, command};
+use crate::process::{Launch, Process, command, private_mounts};
 
 /// Everything a boot needs.
 #[derive(Debug)]
@@ -67,8 +67,7 @@ impl Boot {
         self.netns.enter()?;
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC)
             .context("cannot create namespaces")?;
-        mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
-            .context("cannot make mounts private")?;
+        private_mounts()?;
         nix::unistd::sethostname(&self.hostname).context("cannot set the host name")?;
         let root = self.dir.join("root");
         self.mount_disks(&root)?;

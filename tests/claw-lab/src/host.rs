@@ -1,7 +1,7 @@
 //! A lab host: one Debian with systemd, dockerd, sshd and nginx.
 //!
-//! Its life (create, boot, stop, drop) is here; [`commands`] runs and copies things on it, [`power`]
-//! stops and starts it, [`link`] cuts its network.
+//! Its life (create, boot, stop, drop) is here; `commands` runs and copies things on it, `power`
+//! stops and starts it, `link` cuts its network.
 
 mod commands;
 mod link;

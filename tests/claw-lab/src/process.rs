@@ -14,15 +14,29 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
-/// A command of the machine, to hand to [`Lab::spawn`](crate::Lab::spawn).
+/// A command of the machine, to hand to [`Lab::spawn`](crate::Lab::spawn). It is also looked for
+/// where Debian keeps the programs for root, which not every root has on its path.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "the lab's one way to commands")]
 pub fn command(program: impl AsRef<OsStr>) -> Command {
-    Command::new(program)
+    let mut command = Command::new(program);
+    if let Ok(path) = std::env::join_paths(search_path()) {
+        command.env("PATH", path);
+    }
+    command
+}
+
+/// Where programs are looked for.
+pub(crate) fn search_path() -> Vec<PathBuf> {
+    let own = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/local/sbin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
+    std::env::split_paths(&own).chain(system).collect()
 }
 
 /// A running process. Dropping it kills it (SIGKILL).
@@ -163,6 +177,16 @@ impl Launch {
         self
     }
 
+    /// Gives it a process namespace of its own, so that its children die with it, and a mount
+    /// namespace, so that nothing it mounts is seen elsewhere.
+    pub(crate) fn contained(self) -> Self {
+        self.prepared(|| {
+            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID)
+                .context("cannot create namespaces")?;
+            private_mounts()
+        })
+    }
+
     /// Sends stdout and stderr to the end of a file.
     pub(crate) fn logging_to(mut self, log: PathBuf) -> Result<Self> {
         let file = OpenOptions::new()
@@ -192,11 +216,7 @@ impl Launch {
     pub(crate) fn run(mut self, stdin: Stdio, deadline: Duration) -> Result<Output> {
         let what = describe(&self.command);
         let (mut stdout, mut stderr) = (memory_file()?, memory_file()?);
-        self.command
-            .stdin(stdin)
-            .stdout(stdout.try_clone()?)
-            .stderr(stderr.try_clone()?)
-            .process_group(0);
+        self.command.stdin(stdin).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
         let process = self.spawn().with_context(|| format!("cannot run {what}"))?;
         let status = match process.wait(deadline) {
             Ok(status) => Some(status),
@@ -227,6 +247,8 @@ impl Launch {
     fn start(self) -> Result<(Child, Arc<State>)> {
         let Self { mut command, prepare, mut in_child, .. } = self;
         prepare()?;
+        // A Ctrl-C at the terminal is for us; we then end it in order.
+        command.process_group(0);
         before_exec(&mut command, move || {
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
             in_child()
@@ -252,6 +274,13 @@ impl State {
         *ended = Some(child.wait().unwrap_or_else(|_| ExitStatus::from_raw(-1)));
         self.changed.notify_all();
     }
+}
+
+/// Keeps the mounts of the calling thread's mount namespace, which must be its own, to itself.
+pub(crate) fn private_mounts() -> Result<()> {
+    const NONE: Option<&str> = None;
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
+        .context("cannot make mounts private")
 }
 
 /// Runs a command of the machine that must succeed; returns its stdout.

@@ -110,12 +110,9 @@ fn apt(arguments: &[&str]) -> Result<()> {
     process::run(apt, APT_DEADLINE).map(drop)
 }
 
-/// Whether a program is on the path, or where Debian keeps those for root.
+/// Whether there is such a program.
 pub(crate) fn on_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let own = std::env::split_paths(&path).collect::<Vec<_>>();
-    let system = ["/usr/sbin", "/sbin", "/usr/bin"].map(Into::into);
-    own.into_iter().chain(system).any(|dir| dir.join(program).is_file())
+    process::search_path().into_iter().any(|dir| dir.join(program).is_file())
 }
 
 fn has_libatomic(dir: &str) -> bool {

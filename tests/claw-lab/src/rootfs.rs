@@ -98,21 +98,22 @@ pub(crate) fn host(cache: &Cache, suite: Suite) -> Result<std::path::PathBuf> {
     let digest = sha256(recipe.as_bytes())?;
     let key = format!("{}-{}", suite.code_name(), digest.get(..12).unwrap_or(&digest));
     cache.entry("base", &key, |partial| {
-        debootstrap(cache, suite.code_name(), &packages, partial)?;
+        debootstrap(cache, "host", suite.code_name(), &packages, partial)?;
         finish_host(partial)
     })
 }
 
-/// Runs debootstrap's minimal variant into `target`.
+/// Runs debootstrap's minimal variant into `target`; `purpose` tells those apart that may run at once.
 pub(crate) fn debootstrap(
     cache: &Cache,
+    purpose: &str,
     suite: &str,
     packages: &[&str],
     target: &Path,
 ) -> Result<()> {
     requirements::require_root("build a Debian root file system (debootstrap)")?;
     requirements::ensure(&[requirements::Requirement::Debootstrap], cache.progress())?;
-    let archives = cache.shared("debs")?.join(suite);
+    let archives = cache.shared("debs")?.join(format!("{suite}-{purpose}"));
     fs::create_dir_all(&archives)?;
     let mirror = mirror(suite);
     let mut debootstrap = command("debootstrap");
@@ -124,22 +125,21 @@ pub(crate) fn debootstrap(
         .arg(target)
         .arg(&mirror)
         .env("DEBIAN_FRONTEND", "noninteractive")
-        .env("LC_ALL", "C.UTF-8")
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    // Two runs of one suite would write the same archives.
-    let _lock = cache.lock(&format!("debs-{suite}"))?;
-    let log = cache.dir().join(format!("debootstrap-{suite}.log"));
-    cache.progress().begin(&format!("debootstrap {suite} from {mirror}"));
+        .env("LC_ALL", "C.UTF-8");
+    // Two runs of one purpose would write the same archives.
+    let _lock = cache.lock(&format!("debs-{suite}-{purpose}"))?;
+    let log = cache.dir().join(format!("debootstrap-{suite}-{purpose}.log"));
+    cache.progress().begin(&format!("debootstrap {suite} ({purpose}) from {mirror}"));
     let built = follow(Launch::plain(debootstrap), &log, Duration::from_secs(1200), cache);
     cache.progress().end();
     built
 }
 
-/// Runs a long command with its output in a log file, whose lines go to the progress as details.
+/// Runs a long command, contained, with its output in a log file, whose lines go to the progress as details.
 pub(crate) fn follow(launch: Launch, log: &Path, length: Duration, cache: &Cache) -> Result<()> {
     let _ = fs::remove_file(log);
     let what = crate::process::describe(&launch.command);
-    let process = launch.logging_to(log.to_owned())?.spawn()?;
+    let process = launch.contained().logging_to(log.to_owned())?.spawn()?;
     let deadline = Deadline::after(length);
     let mut shown = 0;
     let ended = deadline.poll(Duration::ZERO, || {

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::archive::{Recipe, pack_as_is};
 use crate::cache::Cache;
-use crate::process::{Launch, command};
+use crate::process::{self, Launch, command};
 use crate::requirements::{self, Requirement};
 use crate::rootfs;
 
@@ -72,7 +72,7 @@ pub(super) fn openclaw(version: &str, reference: &str, dir: &Path, cache: &Cache
 fn debian(dir: &Path, cache: &Cache) -> Result<PathBuf> {
     let root = dir.join("debian");
     fs::create_dir(&root)?;
-    rootfs::debootstrap(cache, "bookworm", &PACKAGES, &root)?;
+    rootfs::debootstrap(cache, "image", "bookworm", &PACKAGES, &root)?;
     let lines = [
         ("passwd", "node:x:1000:1000::/home/node:/bin/sh\n"),
         ("group", "node:x:1000:\n"),
@@ -146,8 +146,7 @@ fn npm(what: &[&str], prefix: &Path, node: Option<&Path>, dir: &Path, cache: &Ca
     npm.args(["--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=http"]).args(what);
     npm.env("npm_config_cache", dir.join("npm-cache"));
     if let Some(node) = node {
-        let own = std::env::var_os("PATH").unwrap_or_default();
-        let path = std::iter::once(node.to_owned()).chain(std::env::split_paths(&own));
+        let path = std::iter::once(node.to_owned()).chain(process::search_path());
         npm.env("PATH", std::env::join_paths(path)?);
     }
     let log = cache.dir().join("npm.log");
