@@ -1,0 +1,222 @@
+//! `cargo xtask dist`: the .deb packages of the agent, the coordinator and clawctl.
+//!
+//! Builds each program with the profile that it is shipped with, lets it write its own man page and
+//! completions, and packs it with cargo-deb as `[package.metadata.deb]` of its crate says. Packages
+//! are reproducible: times come from git, paths of this machine are not in them. What has not
+//! changed is not packed again.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail};
+use claw_lab::command;
+
+use crate::cargo::{cargo, output, root, run as run_command, target, tool};
+
+/// Checked on Debian 12 with rustc 1.95.
+const CARGO_DEB: &str = "3.8.0";
+
+/// Where the packages are.
+#[derive(Debug, Clone)]
+pub(crate) struct DistOutput {
+    /// The agent.
+    pub(crate) clawd_deb: PathBuf,
+    /// The coordinator.
+    pub(crate) coordinator_deb: PathBuf,
+    /// The command line.
+    pub(crate) clawctl_deb: PathBuf,
+}
+
+/// One package, of a crate, program and package of the same name.
+#[derive(Debug, Clone, Copy)]
+struct Package {
+    name: &'static str,
+    /// Cargo's profile.
+    profile: &'static str,
+    /// Section of its man page.
+    section: u8,
+}
+
+/// Built for size: it lives on the customer's memory.
+const CLAWD: Package = Package { name: "clawd", profile: "agent", section: 8 };
+const COORDINATOR: Package = Package { name: "claw-coordinator", profile: "release", section: 8 };
+const CLAWCTL: Package = Package { name: "clawctl", profile: "release", section: 1 };
+
+/// Builds the packages and prints what they are.
+pub(crate) fn run() -> Result<DistOutput> {
+    build(&[CLAWD])?;
+    // Together, so that what they share is compiled once.
+    build(&[COORDINATOR, CLAWCTL])?;
+    let packages = [CLAWD, COORDINATOR, CLAWCTL];
+    let paths = packages.map(Package::pack);
+    let [clawd_deb, coordinator_deb, clawctl_deb] = paths;
+    let built = DistOutput {
+        clawd_deb: clawd_deb?,
+        coordinator_deb: coordinator_deb?,
+        clawctl_deb: clawctl_deb?,
+    };
+    print_table(&[
+        (CLAWD, &built.clawd_deb),
+        (COORDINATOR, &built.coordinator_deb),
+        (CLAWCTL, &built.clawctl_deb),
+    ])?;
+    Ok(built)
+}
+
+fn build(packages: &[Package]) -> Result<()> {
+    let profile = packages.first().context("nothing to build")?.profile;
+    let mut build = cargo(&["build", "--quiet", "--locked", "--profile", profile]);
+    for package in packages {
+        build.args(["--package", package.name]);
+    }
+    // Panic messages name source files of dependencies; those of the workspace are relative anyway.
+    let mut flags = std::env::var("RUSTFLAGS").unwrap_or_default();
+    flags.push_str(&format!(" --remap-path-prefix={}=/cargo", cargo_home()?.display()));
+    build.env("RUSTFLAGS", flags.trim());
+    run_command(build)
+}
+
+impl Package {
+    fn program(self) -> PathBuf {
+        target().join(self.profile).join(self.name)
+    }
+
+    /// The package, made anew only when something in it is newer.
+    fn pack(self) -> Result<PathBuf> {
+        let directory = target().join("dist");
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        let package = directory.join(self.file_name()?);
+        if let Ok(packed) = modified(&package)
+            && packed > self.newest_input()?
+        {
+            return Ok(package);
+        }
+        self.generate()?;
+        let mut pack = command(tool("cargo-deb", CARGO_DEB)?);
+        pack.current_dir(root())
+            .args(["--quiet", "--no-build", "--no-strip", "--locked"])
+            .args(["--package", self.name, "--profile", self.profile, "--output"])
+            .arg(&package)
+            .env("CARGO_TARGET_DIR", target())
+            .env("SOURCE_DATE_EPOCH", source_date_epoch());
+        run_command(pack)?;
+        Ok(package)
+    }
+
+    /// As Debian names packages; the revision is cargo-deb's default.
+    fn file_name(self) -> Result<String> {
+        let mut query = command("dpkg");
+        query.arg("--print-architecture");
+        let architecture = output(query)?;
+        Ok(format!("{}_{}-1_{}.deb", self.name, env!("CARGO_PKG_VERSION"), architecture.trim()))
+    }
+
+    /// Man page and completions, where the assets of the crate's Cargo.toml look for them.
+    fn generate(self) -> Result<()> {
+        let directory = target().join(self.profile).join("generated");
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        let man = format!("{}.{}", self.name, self.section);
+        let files = [
+            ("man", man),
+            ("bash", format!("{}.bash", self.name)),
+            ("zsh", format!("{}.zsh", self.name)),
+            ("fish", format!("{}.fish", self.name)),
+        ];
+        for (what, name) in files {
+            let mut generate = command(self.program());
+            generate.args(["--generate", what]);
+            let text = output(generate)?;
+            if text.trim().is_empty() {
+                bail!("{} --generate {what} printed nothing", self.name);
+            }
+            let path = directory.join(name);
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn newest_input(self) -> Result<SystemTime> {
+        let crate_manifest = root().join("crates").join(self.name).join("Cargo.toml");
+        let inputs =
+            [self.program(), crate_manifest, root().join("packaging"), root().join("systemd")];
+        let mut newest = SystemTime::UNIX_EPOCH;
+        for input in inputs {
+            newest = newest.max(newest_below(&input)?);
+        }
+        Ok(newest)
+    }
+}
+
+fn newest_below(path: &Path) -> Result<SystemTime> {
+    let mut newest = modified(path)?;
+    if path.is_dir() {
+        let entries =
+            fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+        for entry in entries {
+            newest = newest.max(newest_below(&entry?.path())?);
+        }
+    }
+    Ok(newest)
+}
+
+fn modified(path: &Path) -> Result<SystemTime> {
+    File::open(path)
+        .and_then(|file| file.metadata()?.modified())
+        .with_context(|| format!("cannot look at {}", path.display()))
+}
+
+/// The time of the last commit; a source archive without git gets a fixed one.
+fn source_date_epoch() -> String {
+    let mut log = command("git");
+    log.current_dir(root()).args(["log", "-1", "--format=%ct"]);
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(chosen) => chosen,
+        Err(_) => output(log).map_or_else(|_| "1".to_owned(), |time| time.trim().to_owned()),
+    }
+}
+
+/// Where cargo keeps the sources of dependencies (The Cargo Book, "Cargo Home").
+fn cargo_home() -> Result<PathBuf> {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
+    std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home).context("HOME is not set")
+}
+
+fn print_table(packages: &[(Package, &PathBuf)]) -> Result<()> {
+    println!("{:<18}{:>12}{:>12}  path", "package", "program", "package");
+    for (package, path) in packages {
+        let program = mebibytes(&package.program())?;
+        println!("{:<18}{program:>12}{:>12}  {}", package.name, mebibytes(path)?, path.display());
+    }
+    Ok(())
+}
+
+fn mebibytes(path: &Path) -> Result<String> {
+    let bytes = fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
+    let hundredths = bytes.len() * 100 / (1 << 20);
+    Ok(format!("{}.{:02} MiB", hundredths / 100, hundredths % 100))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_rounded_down() {
+        let directory = std::env::temp_dir().join(format!("claw-dist-{}", std::process::id()));
+        fs::write(&directory, vec![0_u8; 1024 * 1024 + 512 * 1024]).unwrap();
+        assert_eq!(mebibytes(&directory).unwrap(), "1.50 MiB");
+        fs::remove_file(directory).unwrap();
+    }
+
+    #[test]
+    fn newest_looks_into_directories() {
+        let packaging = root().join("packaging");
+        let newest = newest_below(&packaging).unwrap();
+        assert!(newest >= modified(&packaging.join("copyright")).unwrap());
+        assert!(newest_below(&packaging.join("absent")).is_err());
+    }
+}
