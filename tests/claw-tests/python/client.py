@@ -1,7 +1,7 @@
 """A third-party client: knows nothing but an address, an identity and the server's reflection.
 
-Reads one JSON object per line: {"method": "package.Service/Method", "request": {...}}, or
-{"health": "service"}, or {"services": true}. Answers each with one line: {"sent": seconds, "response": {...}} or
+Reads one JSON object per line: {"method": "package.Service/Method", "request": {...}}, or with "raw" (bytes
+in hexadecimal) instead of "request", or {"health": "service"}, or {"services": true}. Answers each with one line: {"sent": seconds, "response": {...}} or
 {"sent": seconds, "error": {"code": ..., "message": ..., "details": [...]}}. A server stream is read
 up to "limit" messages (1 by default).
 """
@@ -39,11 +39,15 @@ def channel(endpoint, identity):
 def call(connection, pool, line):
     service_name, method_name = line["method"].split("/")
     method = pool.FindServiceByName(service_name).FindMethodByName(method_name)
-    request = message_factory.GetMessageClass(method.input_type)()
-    json_format.ParseDict(line.get("request", {}), request)
+    if "raw" in line:
+        request = bytes.fromhex(line["raw"])
+    else:
+        message = message_factory.GetMessageClass(method.input_type)()
+        json_format.ParseDict(line.get("request", {}), message)
+        request = message.SerializeToString()
     answer = message_factory.GetMessageClass(method.output_type)
     arguments = dict(
-        request_serializer=lambda message: message.SerializeToString(),
+        request_serializer=bytes,
         response_deserializer=answer.FromString,
     )
     path = "/" + line["method"]

@@ -75,6 +75,27 @@ impl Docker {
         all.as_array().cloned().context("no list")
     }
 
+    /// Containers of an instance, by their label.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn containers_of(&self, instance: &str) -> Result<Vec<Value>> {
+        let all = self.containers()?;
+        let ours = |c: &Value| c["Labels"]["dev.claw.instance"] == instance;
+        Ok(all.into_iter().filter(ours).collect())
+    }
+
+    /// Networks of an instance, by their label.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn networks_of(&self, instance: &str) -> Result<Vec<Value>> {
+        let all = self.request("GET", "/networks", None)?;
+        let all = all.as_array().cloned().context("no list")?;
+        let ours = |n: &Value| n["Labels"]["dev.claw.instance"] == instance;
+        Ok(all.into_iter().filter(ours).collect())
+    }
+
     /// Kills a container (SIGKILL).
     ///
     /// # Errors
@@ -88,7 +109,15 @@ impl Docker {
     /// # Errors
     /// When the daemon does not answer.
     pub fn events(&self) -> Result<Events> {
-        let filter = "%7B%22type%22%3A%5B%22container%22%5D%7D"; // {"type":["container"]}
+        self.events_of("container")
+    }
+
+    /// Events of one kind of thing (`container`, `network`) from now on.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn events_of(&self, kind: &str) -> Result<Events> {
+        let filter = format!("%7B%22type%22%3A%5B%22{kind}%22%5D%7D"); // {"type":["container"]}
         let stream = self.send("GET", &format!("/events?filters={filter}"), None)?;
         let mut events = Events(BufReader::new(stream));
         let mut line = String::new();
@@ -115,19 +144,19 @@ impl Docker {
 }
 
 impl Events {
-    /// Waits for an event of a container, 60 s at most, and returns it.
+    /// Waits for an event of a container or network by its name, 60 s at most, and returns it.
     ///
     /// # Errors
     /// When the daemon goes away or says nothing for 60 s.
-    pub fn until(&mut self, container: &str, action: &str) -> Result<Value> {
+    pub fn until(&mut self, name: &str, action: &str) -> Result<Value> {
         let mut line = String::new();
         loop {
             line.clear();
             if self.0.read_line(&mut line)? == 0 {
-                bail!("docker closed its events before {action} of {container}");
+                bail!("docker closed its events before {action} of {name}");
             }
             let event: Value = serde_json::from_str(&line)?;
-            if event["Action"] == action && event["Actor"]["Attributes"]["name"] == container {
+            if event["Action"] == action && event["Actor"]["Attributes"]["name"] == name {
                 return Ok(event);
             }
         }

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -9,6 +10,7 @@ use claw_lab::{Forward, HostOptions, Lab, LabHost, Network, Output, Process, com
 use serde_json::Value;
 
 use crate::http::{self, Answer};
+use crate::instance::Instance;
 use crate::programs::{PATIENCE, Programs};
 
 /// Where the coordinator listens in the lab.
@@ -21,7 +23,7 @@ pub const WEB_PORT: u16 = 8080;
 /// A running coordinator with an operator's identity.
 #[derive(Debug)]
 pub struct Fleet {
-    coordinator: Option<Process>,
+    coordinator: Mutex<Option<Arc<Process>>>,
     forward: Forward,
     programs: Programs,
     coordinator_program: PathBuf,
@@ -31,89 +33,6 @@ pub struct Fleet {
     lab: Lab,
 }
 
-/// What an instance should be, as far as tests care.
-#[derive(Debug, Clone)]
-pub struct Instance {
-    /// Its name.
-    pub name: String,
-    /// Its host.
-    pub host: String,
-    /// Its image.
-    pub image: String,
-    /// Memory limit in MiB.
-    pub memory_mib: u64,
-    /// CPU limit in thousandths of a core.
-    pub cpu_millis: u64,
-    /// Environment.
-    pub env: Vec<(String, String)>,
-    /// Its `openclaw.json`.
-    pub config: String,
-    /// How long it must stay healthy, in seconds.
-    pub min_healthy_s: u64,
-    /// From start to health, in seconds.
-    pub startup_deadline_s: u64,
-    /// Silence after which it counts as hung, in seconds.
-    pub hang_deadline_s: u64,
-    /// From SIGTERM to SIGKILL, in seconds.
-    pub stop_grace_s: u64,
-}
-
-impl Instance {
-    /// A small instance that starts fast.
-    #[must_use]
-    pub fn new(name: &str, host: &LabHost, image: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            host: host.name().to_owned(),
-            image: image.to_owned(),
-            memory_mib: 256,
-            cpu_millis: 1000,
-            env: Vec::new(),
-            config: "{}".to_owned(),
-            min_healthy_s: 0,
-            startup_deadline_s: 60,
-            hang_deadline_s: 30,
-            stop_grace_s: 10,
-        }
-    }
-
-    /// With one more environment variable.
-    #[must_use]
-    pub fn env(mut self, name: &str, value: impl ToString) -> Self {
-        self.env.push((name.to_owned(), value.to_string()));
-        self
-    }
-
-    /// The file that `clawctl apply` takes.
-    #[must_use]
-    pub fn document(&self) -> String {
-        let env: serde_json::Map<String, Value> =
-            self.env.iter().map(|(k, v)| (k.clone(), Value::from(v.clone()))).collect();
-        let document = serde_json::json!({
-            "kind": "Instance",
-            "name": self.name,
-            "host": self.host,
-            "spec": {
-                "image": self.image,
-                "resources": {
-                    "memory": format!("{}MiB", self.memory_mib),
-                    "cpu": format!("{}m", self.cpu_millis),
-                    "pids": 256,
-                },
-                "env": env,
-                "config": self.config,
-                "health": {
-                    "startupDeadline": format!("{}s", self.startup_deadline_s),
-                    "minHealthy": format!("{}s", self.min_healthy_s),
-                    "hangDeadline": format!("{}s", self.hang_deadline_s),
-                },
-                "stopGrace": format!("{}s", self.stop_grace_s),
-            },
-        });
-        document.to_string()
-    }
-}
-
 impl Fleet {
     /// Creates the fleet's authority, starts the coordinator in the lab's internet and waits until it
     /// answers. `local` is where the machine reaches it (port 0: any).
@@ -121,6 +40,19 @@ impl Fleet {
     /// # Errors
     /// When a program does not do what it should within its deadline.
     pub fn start(lab: Lab, programs: Programs, local: SocketAddr) -> Result<Self> {
+        Self::start_with(lab, programs, local, "")
+    }
+
+    /// Like [`Self::start`], with more lines for the coordinator's configuration file.
+    ///
+    /// # Errors
+    /// As for `start`.
+    pub fn start_with(
+        lab: Lab,
+        programs: Programs,
+        local: SocketAddr,
+        settings: &str,
+    ) -> Result<Self> {
         let dir = lab.dir().join("fleet");
         std::fs::create_dir_all(&dir)?;
         let unpacked = dir.join("programs");
@@ -128,8 +60,8 @@ impl Fleet {
             Programs::unpack(&programs.coordinator_deb, "claw-coordinator", &unpacked)?;
         let clawctl_program = Programs::unpack(&programs.clawctl_deb, "clawctl", &unpacked)?;
         let forward = lab.forward(local, Network::Internet, COORDINATOR)?;
-        let mut fleet = Self {
-            coordinator: None,
+        let fleet = Self {
+            coordinator: Mutex::default(),
             forward,
             programs,
             coordinator_program,
@@ -137,14 +69,14 @@ impl Fleet {
             dir,
             lab,
         };
-        fleet.initialise()?;
+        fleet.initialise(settings)?;
         fleet.start_coordinator()?;
         Ok(fleet)
     }
 
-    fn initialise(&self) -> Result<()> {
+    fn initialise(&self, settings: &str) -> Result<()> {
         let config = format!(
-            "listen = \"{COORDINATOR}\"\ndata_dir = \"{}\"\n",
+            "listen = \"{COORDINATOR}\"\ndata_dir = \"{}\"\n{settings}",
             self.dir.join("coordinator").display()
         );
         std::fs::write(self.config(), config)?;
@@ -201,21 +133,29 @@ impl Fleet {
     ///
     /// # Errors
     /// When it was killed.
-    pub fn coordinator(&self) -> Result<&Process> {
-        self.coordinator.as_ref().context("the coordinator is not running")
+    pub fn coordinator(&self) -> Result<Arc<Process>> {
+        self.process().clone().context("the coordinator is not running")
+    }
+
+    /// What the coordinator has logged, all of its lives.
+    #[must_use]
+    pub fn coordinator_log(&self) -> String {
+        let log = std::fs::read(self.lab.dir().join("coordinator.log"));
+        String::from_utf8_lossy(&log.unwrap_or_default()).into_owned()
     }
 
     /// Starts the coordinator and waits until it answers.
     ///
     /// # Errors
     /// With its log, when it does not answer within a minute.
-    pub fn start_coordinator(&mut self) -> Result<()> {
+    pub fn start_coordinator(&self) -> Result<()> {
         let mut program = command(&self.coordinator_program);
         program.arg("--config").arg(self.config());
         let process = self.lab.spawn(Network::Internet, "coordinator", program)?;
-        self.coordinator = Some(process);
+        *self.process() = Some(Arc::new(process));
         self.until(PATIENCE, "the coordinator to answer", |fleet| {
-            ensure!(fleet.coordinator()?.is_running(), "it ended:\n{}", fleet.coordinator()?.log());
+            let running = fleet.coordinator()?.is_running();
+            ensure!(running, "it ended:\n{}", fleet.coordinator_log());
             Ok(fleet.clawctl(&["host", "list", "-o", "json"])?.success().then_some(()))
         })
     }
@@ -224,9 +164,13 @@ impl Fleet {
     ///
     /// # Errors
     /// When it does not end.
-    pub fn kill_coordinator(&mut self) -> Result<()> {
-        let process = self.coordinator.take().context("the coordinator is not running")?;
+    pub fn kill_coordinator(&self) -> Result<()> {
+        let process = self.process().take().context("the coordinator is not running")?;
         process.kill().map(|_| ())
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Arc<Process>>> {
+        self.coordinator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A clawctl command as the operator; say what it should do.
@@ -270,10 +214,19 @@ impl Fleet {
     /// # Errors
     /// When a step does not succeed within its deadline.
     pub fn host(&self, options: HostOptions) -> Result<LabHost> {
+        let host = self.prepare(options)?;
+        self.join(&host)?;
+        Ok(host)
+    }
+
+    /// Boots a host and installs the agent's package; it has not joined yet.
+    ///
+    /// # Errors
+    /// When a step does not succeed within its deadline.
+    pub fn prepare(&self, options: HostOptions) -> Result<LabHost> {
         let host = self.lab.boot(options)?;
         host.wait_until_active("docker.service", PATIENCE)?;
         host.install_deb(std::slice::from_ref(&self.programs.clawd_deb))?;
-        self.join(&host)?;
         Ok(host)
     }
 
@@ -283,22 +236,22 @@ impl Fleet {
     /// When a step does not succeed within its deadline.
     pub fn join(&self, host: &LabHost) -> Result<()> {
         self.clawctl_ok(&["host", "create", host.name()])?;
-        let token = self.token(host.name())?;
-        let coordinator = COORDINATOR.to_string();
-        let join = [
-            "clawd",
-            "join",
-            "--coordinator",
-            &coordinator,
-            "--host-name",
-            host.name(),
-            "--token-file",
-            "-",
-        ];
-        let joined = host.exec_with(&join, token.as_bytes(), PATIENCE)?;
+        let joined = self.join_with(host, &self.token(host.name())?)?;
         ensure!(joined.success(), "clawd join: {}{}", joined.stdout, joined.stderr);
         host.exec_ok(&["systemctl", "start", "clawd.service"])?;
         self.until_online(host)
+    }
+
+    /// Runs `clawd join` on a host with a token.
+    ///
+    /// # Errors
+    /// When it cannot be run; that it fails is no error.
+    pub fn join_with(&self, host: &LabHost, token: &str) -> Result<Output> {
+        let coordinator = COORDINATOR.to_string();
+        let name = host.name();
+        let join = ["clawd", "join", "--coordinator", &coordinator, "--host-name", name];
+        let argv = [&join[..], &["--token-file", "-"]].concat();
+        host.exec_with(&argv, token.as_bytes(), PATIENCE)
     }
 
     /// A new join token for a host.
@@ -315,11 +268,19 @@ impl Fleet {
     /// # Errors
     /// With its last state and journal, when a minute passes.
     pub fn until_online(&self, host: &LabHost) -> Result<()> {
-        let waited = self.until(PATIENCE, "the host to be online", |fleet| {
-            let state = fleet.json(&["host", "get", host.name()])?;
-            Ok((state["status"]["state"] == "online").then_some(()))
-        });
-        waited.with_context(|| host.journal("clawd.service").unwrap_or_default())
+        let waited = self.until_host(host, "online", PATIENCE);
+        waited.map(|_| ()).with_context(|| host.journal("clawd.service").unwrap_or_default())
+    }
+
+    /// Waits until a host is in a state such as `offline`; returns the host.
+    ///
+    /// # Errors
+    /// With the host as it is, when the deadline passes.
+    pub fn until_host(&self, host: &LabHost, state: &str, deadline: Duration) -> Result<Value> {
+        self.until(deadline, &format!("host {} to be {state}", host.name()), |fleet| {
+            let found = fleet.json(&["host", "get", host.name()])?;
+            if found["status"]["state"] == state { Ok(Some(found)) } else { bail!("it is {found}") }
+        })
     }
 
     /// Creates or updates an instance.
@@ -374,6 +335,59 @@ impl Fleet {
     pub fn browse(&self, host: &LabHost, name: &str, path: &str) -> Result<Answer> {
         let stream = self.lab.connect(Network::Client, (host.address(), WEB_PORT).into())?;
         http::get(stream, &format!("{name}.claw.localhost"), path)
+    }
+
+    /// Waits until an instance's gateway answers a customer through the reverse proxy, started.
+    ///
+    /// # Errors
+    /// With the last answer, when a minute passes.
+    pub fn until_serving(&self, host: &LabHost, name: &str) -> Result<()> {
+        self.until(PATIENCE, &format!("{name} to serve"), |fleet| {
+            let answer = fleet.browse(host, name, "/startupz")?;
+            if answer.status == 200 { Ok(Some(())) } else { bail!("{answer:?}") }
+        })
+    }
+
+    /// Asks a fake gateway that was started with `CLAW_FAKE_CONTROL` to do something, such as
+    /// `crash?code=3`; returns what it says.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub fn control(&self, host: &LabHost, name: &str, what: &str) -> Result<String> {
+        let answer = self.browse(host, name, &format!("/__fake/{what}"))?;
+        ensure!(answer.status == 200, "{what}: {answer:?}");
+        Ok(answer.body)
+    }
+
+    /// What happened on a host, oldest first.
+    ///
+    /// # Errors
+    /// When the coordinator refuses.
+    pub fn events(&self, host: &LabHost) -> Result<Vec<Value>> {
+        let events = self.json(&["host", "events", host.name()])?;
+        events.as_array().cloned().with_context(|| format!("no list: {events}"))
+    }
+
+    /// Waits for an event of a kind, about an instance ("" is the host), and returns the newest.
+    ///
+    /// # Errors
+    /// With all events, when a minute passes.
+    pub fn until_event(&self, host: &LabHost, instance: &str, kind: &str) -> Result<Value> {
+        self.until(PATIENCE, &format!("the event {kind} of {instance:?}"), |fleet| {
+            let events = fleet.events(host)?;
+            let about = |event: &Value| event["instance"].as_str().unwrap_or_default() == instance;
+            let found = events.iter().rev().find(|event| event["kind"] == kind && about(event));
+            if let Some(found) = found { Ok(Some(found.clone())) } else { bail!("{events:#?}") }
+        })
+    }
+
+    /// The token of an instance's gateway.
+    ///
+    /// # Errors
+    /// When the coordinator refuses.
+    pub fn gateway_token(&self, name: &str) -> Result<String> {
+        let answer = self.json(&["gateway-token", name])?;
+        answer["token"].as_str().map(str::to_owned).context("no token")
     }
 }
 

@@ -1,17 +1,28 @@
 //! A fleet in a lab: a coordinator, hosts that run the product from its packages, an operator.
 //!
 //! What it is for: tests, demo and benches all stand on [`Fleet`]. What it does not do: know the
-//! product from inside. It uses what users use: packages, units, `clawd join`, `clawctl`.
+//! product from inside. It uses what users use: packages, units, `clawd join`, `clawctl`; only
+//! [`journal`] looks into a file of the agent, to hit the moments that tests are about.
 //!
-//! Start at [`Fleet::start`]; the tests themselves are in `tests/`.
+//! Start at [`Fleet::start`], and for tests at [`Rig::start`]; the tests themselves are in `tests/`.
 
 pub mod docker;
 pub mod fleet;
 pub mod http;
+pub mod instance;
+pub mod journal;
 pub mod programs;
+pub mod rig;
 pub mod third_party;
+pub mod traffic;
+pub mod unit;
+pub mod websocket;
 
 pub use docker::Docker;
-pub use fleet::{Fleet, Instance};
+pub use fleet::Fleet;
+pub use instance::Instance;
 pub use programs::Programs;
+pub use rig::Rig;
 pub use third_party::ThirdParty;
+pub use unit::UnitProcess;
+pub use websocket::WebSocket;

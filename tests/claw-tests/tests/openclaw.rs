@@ -1,0 +1,96 @@
+//! The real OpenClaw, started by the coordinator, answering through nginx.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use claw_lab::{Cache, HostOptions, Network, images, progress};
+use claw_tests::fleet::WEB_PORT;
+use claw_tests::{Docker, Instance, Rig, WebSocket};
+use serde_json::json;
+
+/// 7–15 s on an idle machine, 50 s were seen on an overloaded one.
+const START: Duration = Duration::from_secs(180);
+
+#[test]
+fn the_real_openclaw_is_served_through_the_whole_path() -> Result<()> {
+    let mut rig = Rig::without_hosts("openclaw", "")?;
+    let image = images::openclaw(&Cache::open(progress::terminal())?)?;
+    let host = rig.step("a host with its image boots and joins", || {
+        rig.fleet().host(HostOptions::named("h1").with_image(&image))
+    })?;
+    rig.add(host);
+    let (fleet, host) = (rig.fleet(), rig.host());
+    let mut instance = Instance::new("claw", host, &image.reference)
+        .with("identity", "# Ida\n\nYou are the subject of a test.\n")
+        .with("allowedOrigins", json!(["http://claw.claw.localhost:8080"]));
+    instance.memory_mib = 2048;
+    instance.cpu_millis = 2000;
+    instance.startup_deadline_s = 180;
+    instance.hang_deadline_s = 120;
+    instance.min_healthy_s = 1;
+    instance.more.insert("resources".into(), json!({ "memory": "2GiB", "cpu": "2", "pids": 512 }));
+
+    rig.step("OpenClaw is created and becomes healthy", || {
+        fleet.apply(&instance)?;
+        let running = fleet.until_phase("claw", "running", START)?;
+        let status = &running["status"];
+        assert_eq!(status["restartCount"], 0, "{status}");
+        Ok(())
+    })?;
+    rig.step("its probes and its web page come through nginx", || {
+        let started = fleet.browse(host, "claw", "/startupz")?;
+        assert_eq!(started.status, 200, "{started:?}");
+        assert!(started.body.contains("started"), "{started:?}");
+        let page = fleet.browse(host, "claw", "/")?;
+        let title = page.body.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>"));
+        assert!(title.context("no title")?.0.contains("OpenClaw"), "{page:?}");
+        Ok(())
+    })?;
+    rig.step("its WebSocket takes the fleet's token and no other", || {
+        let token = fleet.gateway_token("claw")?;
+        assert_eq!(connect(&rig, &token)?["ok"], true);
+        let refused = connect(&rig, &"0".repeat(token.len()))?;
+        assert_eq!(refused["ok"], false, "{refused}");
+        let inspected = Docker::of(host)?.inspect("claw-claw")?.to_string();
+        assert!(!inspected.contains(&token), "docker inspect shows the token");
+        let top = host.exec_ok(&["docker", "top", "claw-claw", "-ef"])?;
+        assert!(top.contains("gateway") && !top.contains(&token), "{top}");
+        Ok(())
+    })?;
+    rig.step("it reports what it uses", || {
+        fleet.until(Duration::from_secs(60), "its usage", |fleet| {
+            let used = fleet.instance("claw")?["status"]["usage"]["memoryBytes"].as_u64();
+            Ok(used.filter(|bytes| *bytes > 100 << 20).map(|_| ()))
+        })
+    })?;
+    rig.step("it survives kill -9: back under the same lease", || {
+        Docker::of(host)?.kill("claw-claw")?;
+        fleet.until(START, "it to be back", |fleet| {
+            let status = &fleet.instance("claw")?["status"];
+            let back = status["restartCount"] == 1 && status["phase"] == "running";
+            if back { Ok(Some(())) } else { anyhow::bail!("it is {status}") }
+        })?;
+        fleet.until_serving(host, "claw")
+    })
+}
+
+/// Greets the gateway as a backend client does; returns its answer.
+fn connect(rig: &Rig, token: &str) -> Result<serde_json::Value> {
+    let stream = rig.fleet().lab().connect(Network::Client, (rig.host().address(), WEB_PORT).into())?;
+    let mut socket = WebSocket::open(stream, "claw.claw.localhost", "")?;
+    let challenge = socket.receive()?;
+    assert_eq!(challenge["event"], "connect.challenge", "{challenge}");
+    socket.answer(&json!({
+        "type": "req",
+        "id": "1",
+        "method": "connect",
+        "params": {
+            "minProtocol": 4,
+            "maxProtocol": 4,
+            "client": { "id": "gateway-client", "version": "1", "platform": "linux", "mode": "backend" },
+            "role": "operator",
+            "scopes": [],
+            "auth": { "token": token },
+        },
+    }))
+}
