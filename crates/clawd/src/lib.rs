@@ -12,10 +12,17 @@
 //! [`ports`] says what the agent needs from the machine, [`reconcile`] what it does with it,
 //! [`session`] how it talks to the coordinator, [`journal`] what it must not forget.
 
+pub mod adapters;
 pub mod agent;
+pub mod cli;
+pub mod config;
+pub mod join;
+pub mod joined;
 pub mod journal;
 pub mod logging;
 pub mod machine;
 pub mod ports;
 pub mod reconcile;
 pub mod report;
+pub mod run;
+pub mod session;

@@ -1,3 +1,78 @@
-//! The agent's program.
+//! The agent's program: parses, loads, starts, waits for a signal.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use claw_identity::{Tls, provider};
+use clawd::cli::{Cli, Command, JoinArgs};
+use clawd::config::Config;
+use clawd::join::{JoinRequest, join};
+use clawd::logging;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::LocalSet;
+
+/// Threads for what blocks: files and name resolution. Few, because each has a stack and an arena.
+const BLOCKING_THREADS: usize = 4;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let text = logging::chain(error.as_ref());
+            // Nobody may be listening.
+            let _written = writeln!(std::io::stderr(), "clawd: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> anyhow::Result<()> {
+    let config = Config::load(&cli.config)?;
+    if cli.check_config {
+        return Ok(());
+    }
+    if cli.print_config {
+        return Ok(write!(std::io::stdout(), "{}", config.to_toml())?);
+    }
+    let runtime = runtime()?;
+    match &cli.command {
+        Some(Command::Join(args)) => runtime.block_on(join_fleet(args, &config)),
+        None => {
+            logging::init();
+            let outcome = LocalSet::new().block_on(&runtime, clawd::run::run(&config));
+            // A blocked thread must not hold up the end.
+            runtime.shutdown_background();
+            Ok(outcome?)
+        }
+    }
+}
+
+async fn join_fleet(args: &JoinArgs, config: &Config) -> anyhow::Result<()> {
+    let request = JoinRequest {
+        coordinator: args.coordinator.clone(),
+        token: args.token()?,
+        host: args.host()?,
+        data_dir: config.data_dir.clone(),
+    };
+    let identity = join(&Tls::new(provider::ring()), &request).await?;
+    writeln!(
+        std::io::stdout(),
+        "{} has joined {}; next: systemctl start clawd",
+        request.host,
+        identity.trust_domain()
+    )?;
+    Ok(())
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("clawd-blocking")
+        .build()
+        .context("cannot start the runtime")
+}

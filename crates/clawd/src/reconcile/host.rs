@@ -110,6 +110,15 @@ impl Drop for Member {
     }
 }
 
+impl<M> std::fmt::Debug for HostLoop<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostLoop")
+            .field("stamp", &self.stamp)
+            .field("slots", &self.slots)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<M: Machine> HostLoop<M> {
     /// A loop that goes on where `recovered` ends. Must be called within a `LocalSet`.
     #[must_use]
