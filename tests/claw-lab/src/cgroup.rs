@@ -26,7 +26,7 @@ pub(crate) struct Hierarchy {
     pub(crate) options: String,
 }
 
-/// A host's subtree in every hierarchy. Remove it with [`remove`](Self::remove).
+/// A host's subtree in every hierarchy; dropping it removes it.
 #[derive(Debug)]
 pub(crate) struct Subtree {
     name: String,
@@ -36,14 +36,14 @@ pub(crate) struct Subtree {
 impl Subtree {
     /// Creates `name` at the top of every hierarchy.
     pub(crate) fn create(name: &str) -> Result<Self> {
-        let hierarchies = mounted()?;
-        for hierarchy in &hierarchies {
+        let subtree = Self { name: name.to_owned(), hierarchies: mounted()? };
+        for hierarchy in &subtree.hierarchies {
             if hierarchy.fstype == "cgroup2" {
                 delegate(&hierarchy.mount);
             }
             create_group(&hierarchy.mount.join(name))?;
         }
-        Ok(Self { name: name.to_owned(), hierarchies })
+        Ok(subtree)
     }
 
     /// Opens what a process writes `0` to in order to become a member of the subtree's top.
@@ -76,6 +76,13 @@ impl Subtree {
             file.with_context(|| format!("cannot open {}", path.display()))
         };
         self.hierarchies.iter().map(open).collect()
+    }
+}
+
+impl Drop for Subtree {
+    fn drop(&mut self) {
+        // What cannot be removed now is swept by the next start.
+        let _ = self.remove();
     }
 }
 
