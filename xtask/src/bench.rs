@@ -1,0 +1,40 @@
+//! Benchmarks: each prints a table beside its goal, measured with its baseline in the same run.
+//!
+//! They assert nothing about time. See README, "Benchmarks".
+
+mod deploy;
+mod footprint;
+mod heal;
+mod rig;
+mod table;
+
+use anyhow::Result;
+
+/// What to measure.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Rounds; baseline and product alternate within each.
+    #[arg(long, global = true, default_value_t = 20)]
+    rounds: usize,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// CreateInstance at the coordinator to HTTP 200, against raw network + create + start.
+    Deploy,
+    /// kill -9 of the gateway to HTTP 200, against die event + start.
+    Heal,
+    /// Memory, CPU and wake-ups of clawd over 60 s, with 1 and 10 instances, connected and not.
+    Footprint,
+}
+
+/// Measures and prints.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    match arguments.command {
+        Command::Deploy => deploy::run(arguments.rounds),
+        Command::Heal => heal::run(arguments.rounds),
+        Command::Footprint => footprint::run(),
+    }
+}
