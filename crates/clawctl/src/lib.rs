@@ -89,8 +89,11 @@ pub async fn status(
     match Box::pin(command::run(cli, surroundings)).await {
         Ok(()) => failure::DONE,
         Err(error) => {
-            let _unheard = failure::show(&error, surroundings.stderr);
-            error.exit_code()
+            let status = error.exit_code();
+            if status != failure::DONE {
+                let _unheard = failure::show(&error, surroundings.stderr);
+            }
+            status
         }
     }
 }

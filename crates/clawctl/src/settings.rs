@@ -116,9 +116,13 @@ impl Endpoint {
                 None => (bare, None),
             },
         };
-        let is_v6 = bare.starts_with('[') && host.parse::<std::net::Ipv6Addr>().is_ok();
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-        if !is_v6 && (host.is_empty() || !host.chars().all(is_name)) {
+        let is_host = if bare.starts_with('[') {
+            host.parse::<std::net::Ipv6Addr>().is_ok()
+        } else {
+            !host.is_empty() && host.chars().all(is_name)
+        };
+        if !is_host {
             return Err(malformed());
         }
         let port = match port {

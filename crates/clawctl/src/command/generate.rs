@@ -7,6 +7,9 @@ use clap_complete::Shell;
 
 use crate::cli::{Cli, Generate};
 
+/// The file that is installed as an example shows every field once.
+const EXAMPLE: &str = include_str!("../../../../packaging/clawctl/examples/fleet.yaml");
+
 pub(super) fn write(what: Generate, out: &mut dyn Write) -> io::Result<()> {
     match what {
         Generate::Man => man(out),
@@ -32,7 +35,11 @@ fn man(mut out: &mut dyn Write) -> io::Result<()> {
     for subcommand in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
         subcommand_section(subcommand, &format!("clawctl {}", subcommand.get_name()), out)?;
     }
-    Ok(())
+    writeln!(out, ".SH FILES\nWhat \\fBapply\\fR and \\fBdelete\\fR read:\n.PP\n.nf")?;
+    for line in EXAMPLE.lines() {
+        writeln!(out, "{}", roff(line))?;
+    }
+    writeln!(out, ".fi")
 }
 
 fn subcommand_section(command: &clap::Command, path: &str, out: &mut dyn Write) -> io::Result<()> {

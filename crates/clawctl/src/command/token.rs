@@ -49,11 +49,20 @@ async fn create(
     let stored = made.join_token.ok_or(CommandError::Answer { missing: "join token" })?;
     let view = NewTokenView {
         stored: stored.into(),
-        join_command: join_command(&session.connection.endpoint().to_string(), host, &made.token),
+        join_command: format!(
+            "echo '{}' | {}",
+            made.token,
+            join_arguments(&session.connection.endpoint().to_string(), host)
+        ),
         token: made.token,
     };
     let end = view.stored.expire_time.clone().unwrap_or_default();
     session.remark(&format!("good for one join of hosts/{host} until {end}; not shown again"))?;
+    if print == TokenForm::Token {
+        let endpoint = session.connection.endpoint();
+        let command = join_arguments(&endpoint.to_string(), host);
+        session.remark(&format!("on the host, with the token on standard input: {command}"))?;
+    }
     let text = match (session.output.format, print) {
         (Format::Name, _) => view.stored.resource(),
         (_, TokenForm::Token) => view.token.clone(),
@@ -62,10 +71,10 @@ async fn create(
     Ok(session.output.value(&view, &text)?)
 }
 
-/// The line that joins a host. The token goes through standard input, because arguments can be read
-/// by everybody on the host.
-fn join_command(endpoint: &str, host: &str, token: &str) -> String {
-    format!("echo '{token}' | clawd join --coordinator {endpoint} --host {host} --token-file -")
+/// The command that joins a host. The token goes through standard input, because arguments can be
+/// read by everybody on the host.
+fn join_arguments(endpoint: &str, host: &str) -> String {
+    format!("clawd join --coordinator {endpoint} --host-name {host} --token-file -")
 }
 
 async fn list(session: &mut Session<'_>) -> Result<(), CommandError> {

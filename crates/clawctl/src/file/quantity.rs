@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::de::{Error as _, Unexpected, Visitor};
+use serde::de::{Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 const BYTE_UNITS: [(&str, u64); 8] = [
@@ -182,9 +182,7 @@ macro_rules! quantity {
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let from_text: fn(&str) -> Result<Self, QuantityError> = $parse;
-                deserializer
-                    .deserialize_any(QuantityVisitor { from_text, expected: $expected })
-                    .map_err(D::Error::custom)
+                deserializer.deserialize_any(QuantityVisitor { from_text, expected: $expected })
             }
         }
 

@@ -1,1 +1,245 @@
+use std::fmt::Write as _;
 
+use claw_proto::convert::timestamp_to_wire;
+use claw_proto::fleet::v1 as fleet;
+use claw_proto::node::v1 as node;
+
+use super::host::HostView;
+use super::instance::InstanceView;
+use super::*;
+use crate::cli::Format;
+use crate::output::Output;
+
+const NOW: Timestamp = Timestamp::from_millis(1_790_000_000_000);
+
+fn at(seconds_ago: i64) -> Timestamp {
+    Timestamp::from_millis(NOW.millis() - seconds_ago * 1000)
+}
+
+fn instance(name: &str) -> fleet::Instance {
+    let digest = "0123456789abcdef".repeat(4);
+    fleet::Instance {
+        name: format!("instances/{name}"),
+        uid: "u-1".to_owned(),
+        host: "hosts/vps-1".to_owned(),
+        spec: Some(fleet::InstanceSpec {
+            image: format!("ghcr.io/openclaw/openclaw@sha256:{digest}"),
+            tier: "balanced".to_owned(),
+            run_state: 1,
+            secrets: [("TOKEN".to_owned(), "must not show".to_owned())].into(),
+            ..fleet::InstanceSpec::default()
+        }),
+        status: Some(fleet::InstanceStatus {
+            phase: i32::from(node::Phase::Running),
+            persisted: true,
+            current: true,
+            host_state: i32::from(fleet::HostState::Online),
+            report: Some(node::InstanceReport {
+                started_at: Some(timestamp_to_wire(at(7500))),
+                restart_count: 2,
+                ready: Some(true),
+                last_exit: Some(node::Exit {
+                    code: 137,
+                    oom: true,
+                    at: Some(timestamp_to_wire(at(7600))),
+                }),
+                usage: Some(node::Usage {
+                    memory_bytes: 700 << 20,
+                    memory_limit_bytes: 2 << 30,
+                    pids: 29,
+                    ..node::Usage::default()
+                }),
+                health_history: vec![node::HealthChange {
+                    at: Some(timestamp_to_wire(at(7480))),
+                    phase: i32::from(node::Phase::Running),
+                    message: String::new(),
+                }],
+                ..node::InstanceReport::default()
+            }),
+            ..fleet::InstanceStatus::default()
+        }),
+        etag: "e1".to_owned(),
+        create_time: Some(timestamp_to_wire(at(90_000))),
+        ..fleet::Instance::default()
+    }
+}
+
+fn host() -> fleet::Host {
+    fleet::Host {
+        name: "hosts/vps-1".to_owned(),
+        labels: [("region".to_owned(), "eu".to_owned())].into(),
+        cordoned: true,
+        status: Some(fleet::HostStatus {
+            state: i32::from(fleet::HostState::Offline),
+            last_seen_time: Some(timestamp_to_wire(at(45))),
+            agent_version: "0.1.0".to_owned(),
+            resources: Some(node::HostResources {
+                memory_total_bytes: 8 << 30,
+                memory_available_bytes: 5 << 30,
+                cpu_count: 4,
+                cpu_permille: 123,
+                load1_centi: 50,
+                load5_centi: 7,
+                load15_centi: 200,
+                disk_total_bytes: 80 << 30,
+                disk_available_bytes: 30 << 30,
+                ..node::HostResources::default()
+            }),
+            runtime_problem: "docker cannot be reached".to_owned(),
+            strays: vec!["old".to_owned()],
+            ..fleet::HostStatus::default()
+        }),
+        etag: "h1".to_owned(),
+        ..fleet::Host::default()
+    }
+}
+
+fn printed<R: Resource>(format: Format, resources: &[R]) -> String {
+    let mut out = Vec::new();
+    Output { format, out: &mut out, now: NOW }.list(resources).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn a_list_of_instances() {
+    let mut unreachable = instance("other");
+    unreachable.status.as_mut().unwrap().host_state = i32::from(fleet::HostState::Offline);
+    let mut stale = instance("stale");
+    let status = stale.status.as_mut().unwrap();
+    (status.current, status.report) = (false, None);
+    let mut going = instance("going");
+    going.delete_time = Some(timestamp_to_wire(NOW));
+    let views = [instance("demo"), unreachable, stale, going].map(InstanceView::from);
+    let expected = "\
+NAME   HOST   PHASE                   READY  RESTARTS  MEMORY       UP    IMAGE
+demo   vps-1  running                 yes    2         700MiB/2GiB  2h5m  ghcr.io/openclaw/openclaw@sha256:0123456789ab
+other  vps-1  running (host offline)  yes    2         700MiB/2GiB  2h5m  ghcr.io/openclaw/openclaw@sha256:0123456789ab
+stale  vps-1  running (old spec)      -      0         -            -     ghcr.io/openclaw/openclaw@sha256:0123456789ab
+going  vps-1  deleting                yes    2         700MiB/2GiB  2h5m  ghcr.io/openclaw/openclaw@sha256:0123456789ab
+";
+    assert_eq!(printed(Format::Table, &views), expected);
+    assert_eq!(
+        printed(Format::Name, &views),
+        "instances/demo\ninstances/other\ninstances/stale\ninstances/going\n"
+    );
+}
+
+#[test]
+fn an_instance_alone() {
+    let mut out = Vec::new();
+    let view = InstanceView::from(instance("demo"));
+    Output { format: Format::Table, out: &mut out, now: NOW }.one(&view).unwrap();
+    let mut expected = String::new();
+    for (name, value) in [
+        ("name", "demo"),
+        ("uid", "u-1"),
+        ("host", "vps-1"),
+        ("phase", "running"),
+        ("ready", "yes"),
+        ("persisted", "yes"),
+        ("up", "2h5m"),
+        ("restarts", "2"),
+        ("last exit", "out of memory, status 137, at 2026-09-21T12:06:40Z"),
+        ("memory", "700MiB/2GiB"),
+        ("processes", "29"),
+        ("oom kills", "0"),
+        (
+            "image",
+            "ghcr.io/openclaw/openclaw@sha256:\
+             0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+        ),
+        ("tier", "balanced"),
+        ("created", "2026-09-20T13:13:20Z"),
+        ("etag", "e1"),
+        ("health", "2026-09-21T12:08:40Z  running"),
+    ] {
+        writeln!(expected, "{name:<11}{value}").unwrap();
+    }
+    assert_eq!(String::from_utf8(out).unwrap(), expected);
+}
+
+/// What programs rely on: a change here breaks them.
+#[test]
+fn json_of_an_instance() {
+    let digest = "0123456789abcdef".repeat(4);
+    let view = InstanceView::from(instance("demo"));
+    let expected = serde_json::json!({
+        "kind": "Instance",
+        "name": "demo",
+        "uid": "u-1",
+        "host": "vps-1",
+        "spec": {
+            "image": format!("ghcr.io/openclaw/openclaw@sha256:{digest}"),
+            "tier": "balanced",
+            "runState": "running",
+            "secrets": {"TOKEN": ""},
+        },
+        "status": {
+            "phase": "running",
+            "persisted": true,
+            "current": true,
+            "hostState": "online",
+            "startedAt": "2026-09-21T12:08:20Z",
+            "restartCount": 2,
+            "lastExit": {"code": 137, "oom": true, "at": "2026-09-21T12:06:40Z"},
+            "ready": true,
+            "usage": {
+                "memoryBytes": 734_003_200_u64,
+                "memoryLimitBytes": 2_147_483_648_u64,
+                "cpuUsageUs": 0,
+                "pids": 29,
+                "oomKills": 0,
+            },
+            "healthHistory": [{"at": "2026-09-21T12:08:40Z", "phase": "running"}],
+        },
+        "etag": "e1",
+        "createTime": "2026-09-20T13:13:20Z",
+    });
+    assert_eq!(serde_json::to_value(&view).unwrap(), expected);
+}
+
+#[test]
+fn hosts() {
+    let view = HostView::from(host());
+    let expected = "\
+NAME   STATE              SEEN  AGENT  MEMORY     CPU       DISK         UP  NOTE
+vps-1  offline, cordoned  45s   0.1.0  3GiB/8GiB  12% of 4  50GiB/80GiB  0s  docker cannot be reached; strays: old
+";
+    assert_eq!(printed(Format::Table, std::slice::from_ref(&view)), expected);
+    let value = serde_json::to_value(&view).unwrap();
+    assert_eq!(value["status"]["state"], "offline");
+    assert_eq!(value["status"]["resources"]["load5Centi"], 7);
+    assert_eq!(value["kind"], "Host");
+}
+
+#[test]
+fn yaml_can_be_applied_again() {
+    let views = [InstanceView::from(instance("demo")), InstanceView::from(instance("b"))];
+    let mut text = printed(Format::Yaml, &views);
+    text.push_str("---\n");
+    text.push_str(&printed(Format::Yaml, &[HostView::from(host())]));
+    assert!(!text.contains("must not show"), "{text}");
+    let documents = crate::file::parse(std::path::Path::new("x.yaml"), &text).unwrap();
+    assert_eq!(documents.len(), 3);
+}
+
+#[test]
+fn enums_that_are_not_known_are_shown_as_numbers() {
+    assert_eq!(instance::phase_text(i32::from(node::Phase::CrashLoop)), "crash-loop");
+    assert_eq!(instance::phase_text(0), "");
+    assert_eq!(instance::phase_text(99), "unknown-99");
+}
+
+#[test]
+fn sizes_for_people() {
+    for (bytes, expected) in [
+        (0, "0B"),
+        (1023, "1023B"),
+        (1536, "1.5KiB"),
+        (700 << 20, "700MiB"),
+        ((3 << 30) / 2, "1.5GiB"),
+        (123 << 30, "123GiB"),
+    ] {
+        assert_eq!(size(bytes), expected);
+    }
+}
