@@ -1,13 +1,14 @@
 //! `cargo xtask dist`: the .deb packages of the agent, the coordinator and clawctl.
 //!
-//! Builds each program with the profile that it is shipped with, lets it write its own man page and
-//! completions, and packs it with cargo-deb as `[package.metadata.deb]` of its crate says. Packages
-//! are reproducible: times come from git, paths of this machine are not in them. What has not
-//! changed is not packed again.
+//! Builds each program with the profile that it is shipped with and packs it with cargo-deb as
+//! `[package.metadata.deb]` of its crate says. clawctl writes its own man page and completions; those
+//! of the daemons are written by hand, so that the agent carries no generator, and must name every
+//! option that the program has. Packages are reproducible: times come from git, paths of this machine
+//! are not in them. What has not changed is not packed again.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
@@ -35,14 +36,24 @@ struct Package {
     name: &'static str,
     /// Cargo's profile.
     profile: &'static str,
-    /// Section of its man page.
-    section: u8,
+    documents: Documents,
+}
+
+/// Where man page and completions come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Documents {
+    /// The program's own `--generate`.
+    Generated,
+    /// `packaging/<name>`.
+    Written,
 }
 
 /// Built for size: it lives on the customer's memory.
-const CLAWD: Package = Package { name: "clawd", profile: "agent", section: 8 };
-const COORDINATOR: Package = Package { name: "claw-coordinator", profile: "release", section: 8 };
-const CLAWCTL: Package = Package { name: "clawctl", profile: "release", section: 1 };
+const CLAWD: Package = Package { name: "clawd", profile: "agent", documents: Documents::Written };
+const COORDINATOR: Package =
+    Package { name: "claw-coordinator", profile: "release", documents: Documents::Written };
+const CLAWCTL: Package =
+    Package { name: "clawctl", profile: "release", documents: Documents::Generated };
 
 /// Builds the packages and prints what they are.
 pub(crate) fn run() -> Result<DistOutput> {
@@ -94,7 +105,10 @@ impl Package {
         {
             return Ok(package);
         }
-        self.generate()?;
+        match self.documents {
+            Documents::Generated => self.generate()?,
+            Documents::Written => self.check_written()?,
+        }
         let mut pack = command(tool("cargo-deb", CARGO_DEB)?);
         pack.current_dir(root())
             .args(["--quiet", "--no-build", "--no-strip", "--locked"])
@@ -119,9 +133,8 @@ impl Package {
         let directory = target().join(self.profile).join("generated");
         fs::create_dir_all(&directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
-        let man = format!("{}.{}", self.name, self.section);
         let files = [
-            ("man", man),
+            ("man", format!("{}.1", self.name)),
             ("bash", format!("{}.bash", self.name)),
             ("zsh", format!("{}.zsh", self.name)),
             ("fish", format!("{}.fish", self.name)),
@@ -139,6 +152,28 @@ impl Package {
         Ok(())
     }
 
+    /// Fails when a document that is written by hand lacks an option of the program.
+    fn check_written(self) -> Result<()> {
+        let packaging = root().join("packaging").join(self.name);
+        let mut documents = vec![packaging.join(format!("{}.8", self.name))];
+        for shell in ["bash", "zsh", "fish"] {
+            documents.push(packaging.join("completions").join(format!("{}.{shell}", self.name)));
+        }
+        let options = options(&self.program(), &[])?;
+        for document in documents {
+            let text = fs::read_to_string(&document)
+                .with_context(|| format!("cannot read {}", document.display()))?;
+            // roff's hyphen, and fish's way to write a long option.
+            let text = text.replace("\\-", "-").replace(" -l ", " --");
+            let lacks = |option: &&String| !text.contains(option.as_str());
+            let missing: Vec<&String> = options.iter().filter(lacks).collect();
+            if !missing.is_empty() {
+                bail!("{} does not mention {missing:?} of {}", document.display(), self.name);
+            }
+        }
+        Ok(())
+    }
+
     fn newest_input(self) -> Result<SystemTime> {
         let crate_manifest = root().join("crates").join(self.name).join("Cargo.toml");
         let inputs =
@@ -149,6 +184,38 @@ impl Package {
         }
         Ok(newest)
     }
+}
+
+/// Long options and names of subcommands, from the help texts of a program and all its subcommands.
+fn options(program: &Path, subcommand: &[&str]) -> Result<BTreeSet<String>> {
+    let mut help = command(program);
+    help.args(subcommand).arg("--help");
+    let help = output(help)?;
+    let mut found = long_options(&help);
+    for name in subcommands(&help) {
+        found.extend(options(program, &[subcommand, &[name]].concat())?);
+        found.insert(name.to_owned());
+    }
+    Ok(found)
+}
+
+/// What stands at the beginning of a line of clap's help: `-h, --help` or `--config <FILE>`.
+fn long_options(help: &str) -> BTreeSet<String> {
+    let lines = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
+    let option = |line: &str| {
+        let word = line.split([' ', ',', '=']).find(|word| word.starts_with("--"))?;
+        Some(word.to_owned())
+    };
+    lines.filter_map(option).collect()
+}
+
+/// The names below `Commands:`, without clap's own `help`.
+fn subcommands(help: &str) -> impl Iterator<Item = &str> {
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let names = listed.take_while(|line| line.starts_with("  "));
+    // Continued lines are indented further.
+    let names = names.filter(|line| !line.starts_with("   "));
+    names.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help")
 }
 
 fn newest_below(path: &Path) -> Result<SystemTime> {
@@ -203,6 +270,27 @@ fn mebibytes(path: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn help_names_options_and_subcommands() {
+        let help = "\
+The agent: does --what it should
+
+Usage: clawd [OPTIONS] [COMMAND]
+
+Commands:
+  join  Give this host its identity
+        in a fleet
+  help  Print this message
+
+Options:
+      --config <FILE>  Configuration file [default: x]
+  -h, --help           Print help
+";
+        let options: Vec<String> = long_options(help).into_iter().collect();
+        assert_eq!(options, ["--config", "--help"]);
+        assert_eq!(subcommands(help).collect::<Vec<_>>(), ["join"]);
+    }
 
     #[test]
     fn sizes_are_rounded_down() {
