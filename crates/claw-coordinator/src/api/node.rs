@@ -1,0 +1,64 @@
+//! `claw.node.v1.NodeService`.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use claw_proto::node::v1::node_service_server::NodeService;
+use claw_proto::node::v1::{self as node};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::caller_of;
+use crate::fleet::Fleet;
+use crate::limits::{Bucket, Rate, jittered};
+use crate::refusal::Refusal;
+use crate::session::{Session, Terms};
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct NodeApi {
+    fleet: Fleet,
+    terms: Terms,
+    admission: Arc<Mutex<Bucket>>,
+}
+
+impl NodeApi {
+    /// Serves this fleet; lets sessions begin at this rate.
+    #[must_use]
+    pub fn new(fleet: Fleet, terms: Terms, admission: Rate) -> Self {
+        Self { fleet, terms, admission: Arc::new(Mutex::new(Bucket::new(admission))) }
+    }
+}
+
+#[tonic::async_trait]
+impl NodeService for NodeApi {
+    type SessionStream = ReceiverStream<Result<node::SessionResponse, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<node::SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let caller = caller_of(&request)?;
+        let peer = caller
+            .peer
+            .clone()
+            .ok_or_else(|| Refusal::damaged("request", "it has no certificate"))?;
+        let admitted = self.admission.lock().unwrap_or_else(PoisonError::into_inner).take();
+        admitted.map_err(|wait| Refusal::Unavailable {
+            description: "too many hosts connect at once".to_owned(),
+            retry: jittered(wait.max(std::time::Duration::from_secs(1))),
+        })?;
+        // One message on its way: what comes after it is decided when it has gone.
+        let (outbound, stream) = mpsc::channel(1);
+        let session = Session {
+            fleet: self.fleet.clone(),
+            terms: self.terms,
+            caller,
+            peer,
+            inbound: request.into_inner(),
+            outbound,
+        };
+        tokio::spawn(session.run());
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}

@@ -1,0 +1,247 @@
+//! Hosts: labels, cordon, and the stamp of the state that is wanted on each.
+
+use std::collections::BTreeMap;
+
+use claw_core::name::HostName;
+use claw_core::stamp::{Digest, Epoch, Generation, Stamp};
+use claw_core::time::Timestamp;
+use claw_proto::fleet::v1 as fleet;
+use claw_store::rusqlite::{Connection, OptionalExtension as _, Row, named_params};
+
+use super::{int, time, time_or_none, uint};
+use crate::page::Page;
+use crate::refusal::{Fault, Refusal};
+
+/// One host as stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostRow {
+    /// Its name.
+    pub name: HostName,
+    /// Unique for ever.
+    pub uid: String,
+    /// The operator's labels.
+    pub labels: BTreeMap<String, String>,
+    /// Takes no new instances.
+    pub cordoned: bool,
+    /// Rises with every change of labels or cordon.
+    pub revision: u64,
+    /// When it was registered.
+    pub created: Timestamp,
+    /// When it was last changed.
+    pub updated: Timestamp,
+    /// When it last enrolled.
+    pub joined: Option<Timestamp>,
+    /// Its certificates are denylisted.
+    pub revoked: bool,
+    /// When its newest certificate ends.
+    pub certificate_expires: Option<Timestamp>,
+    /// When its last session ended.
+    pub last_seen: Option<Timestamp>,
+    /// The state wanted on it.
+    pub stamp: Stamp,
+    /// Rises when its journal of events began anew.
+    pub event_stream: u64,
+    /// Sequence number of the next event that is wanted.
+    pub next_event: u64,
+}
+
+impl HostRow {
+    /// Changes with every change of labels or cordon.
+    #[must_use]
+    pub fn etag(&self) -> String {
+        super::etag(&self.uid, self.revision)
+    }
+}
+
+const COLUMNS: &str = "name, uid, message, cordoned, revision, created_ms, updated_ms, joined_ms, \
+    revoked, certificate_expires_ms, last_seen_ms, epoch, generation, digest, event_stream, \
+    next_event";
+
+/// A host, if it exists.
+///
+/// # Errors
+/// [`Refusal::Internal`]
+pub fn find(connection: &Connection, name: &HostName) -> Result<Option<HostRow>, Refusal> {
+    connection
+        .prepare_cached(&format!("SELECT {COLUMNS} FROM host WHERE name = ?1"))?
+        .query_row([name.as_str()], |row| Ok(from_row(row)))
+        .optional()?
+        .transpose()
+}
+
+/// A host that must exist.
+///
+/// # Errors
+/// [`Refusal::NotFound`]
+pub fn load(connection: &Connection, name: &HostName) -> Result<HostRow, Refusal> {
+    find(connection, name)?.ok_or_else(|| Refusal::NotFound { resource: format!("hosts/{name}") })
+}
+
+/// One page by name, and one more row if there are more.
+///
+/// # Errors
+/// [`Refusal::Internal`]
+pub fn list(connection: &Connection, page: &Page) -> Result<Vec<HostRow>, Refusal> {
+    let sql = format!("SELECT {COLUMNS} FROM host WHERE name > ?1 ORDER BY name LIMIT ?2");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let after = page.after.as_deref().unwrap_or_default();
+    let rows = statement.query_map((after, page.fetch()), |row| Ok(from_row(row)))?;
+    rows.map(|row| row?).collect()
+}
+
+/// Names of all hosts.
+///
+/// # Errors
+/// [`Refusal::Internal`]
+pub fn names(connection: &Connection) -> Result<Vec<HostName>, Refusal> {
+    let mut statement = connection.prepare_cached("SELECT name FROM host ORDER BY name")?;
+    let names = statement.query_map((), |row| row.get::<_, String>(0))?;
+    names.map(|name| parse_name(&name?)).collect()
+}
+
+pub(crate) fn insert(connection: &Connection, host: &HostRow) -> Result<(), Refusal> {
+    connection.execute(
+        "INSERT INTO host (name, uid, message, cordoned, revision, created_ms, updated_ms, epoch,
+                           generation, digest)
+         VALUES (:name, :uid, :message, :cordoned, :revision, :created, :updated, :epoch,
+                 :generation, :digest)",
+        named_params! {
+            ":name": host.name.as_str(),
+            ":uid": host.uid,
+            ":message": encode_labels(&host.labels),
+            ":cordoned": host.cordoned,
+            ":revision": int(host.revision),
+            ":created": host.created.millis(),
+            ":updated": host.updated.millis(),
+            ":epoch": int(host.stamp.epoch.0),
+            ":generation": int(host.stamp.generation.0),
+            ":digest": host.stamp.digest.as_bytes(),
+        },
+    )?;
+    Ok(())
+}
+
+/// Writes labels, cordon, revision, time of change and revocation.
+pub(crate) fn update(connection: &Connection, host: &HostRow) -> Result<(), Refusal> {
+    connection
+        .prepare_cached(
+            "UPDATE host SET message = ?2, cordoned = ?3, revision = ?4, updated_ms = ?5,
+                             revoked = ?6
+             WHERE name = ?1",
+        )?
+        .execute((
+            host.name.as_str(),
+            encode_labels(&host.labels),
+            host.cordoned,
+            int(host.revision),
+            host.updated.millis(),
+            host.revoked,
+        ))?;
+    Ok(())
+}
+
+pub(crate) fn set_stamp(
+    connection: &Connection,
+    name: &HostName,
+    stamp: &Stamp,
+) -> Result<(), Refusal> {
+    connection
+        .prepare_cached("UPDATE host SET epoch = ?2, generation = ?3, digest = ?4 WHERE name = ?1")?
+        .execute((
+            name.as_str(),
+            int(stamp.epoch.0),
+            int(stamp.generation.0),
+            stamp.digest.as_bytes(),
+        ))?;
+    Ok(())
+}
+
+/// Notes an enrolment: the host counts as joined and is no longer revoked.
+pub(crate) fn set_joined(
+    connection: &Connection,
+    name: &HostName,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    connection
+        .prepare_cached("UPDATE host SET joined_ms = ?2, revoked = 0 WHERE name = ?1")?
+        .execute((name.as_str(), now.millis()))?;
+    Ok(())
+}
+
+pub(crate) fn set_certificate_expires(
+    connection: &Connection,
+    name: &HostName,
+    at: Timestamp,
+) -> Result<(), Refusal> {
+    connection
+        .prepare_cached("UPDATE host SET certificate_expires_ms = ?2 WHERE name = ?1")?
+        .execute((name.as_str(), at.millis()))?;
+    Ok(())
+}
+
+pub(crate) fn set_last_seen(
+    connection: &Connection,
+    name: &HostName,
+    at: Timestamp,
+) -> Result<(), Refusal> {
+    connection
+        .prepare_cached("UPDATE host SET last_seen_ms = ?2 WHERE name = ?1")?
+        .execute((name.as_str(), at.millis()))?;
+    Ok(())
+}
+
+pub(crate) fn set_events(
+    connection: &Connection,
+    name: &HostName,
+    stream: u64,
+    next: u64,
+) -> Result<(), Refusal> {
+    connection
+        .prepare_cached("UPDATE host SET event_stream = ?2, next_event = ?3 WHERE name = ?1")?
+        .execute((name.as_str(), int(stream), int(next)))?;
+    Ok(())
+}
+
+/// Forgets a host with its tokens and events; it must hold no instances.
+pub(crate) fn delete(connection: &Connection, name: &HostName) -> Result<(), Refusal> {
+    connection.execute("DELETE FROM join_token WHERE host = ?1", [name.as_str()])?;
+    connection.execute("DELETE FROM event WHERE host = ?1", [name.as_str()])?;
+    connection.execute("DELETE FROM host WHERE name = ?1", [name.as_str()])?;
+    Ok(())
+}
+
+pub(super) fn parse_name(text: &str) -> Result<HostName, Refusal> {
+    HostName::parse(text).map_err(|error| Refusal::damaged("name of a host", error))
+}
+
+fn encode_labels(labels: &BTreeMap<String, String>) -> Vec<u8> {
+    claw_proto::encode(&fleet::Host { labels: labels.clone(), ..fleet::Host::default() })
+}
+
+fn from_row(row: &Row<'_>) -> Result<HostRow, Refusal> {
+    let name = parse_name(&row.get::<_, String>("name")?)?;
+    let message: fleet::Host = claw_proto::decode(&row.get::<_, Vec<u8>>("message")?)
+        .map_err(|source| Fault::Stored { what: format!("hosts/{name}"), source })?;
+    let digest = Digest::from_slice(&row.get::<_, Vec<u8>>("digest")?)
+        .ok_or_else(|| Refusal::damaged(format!("digest of hosts/{name}"), "not 32 bytes"))?;
+    Ok(HostRow {
+        name,
+        uid: row.get("uid")?,
+        labels: message.labels,
+        cordoned: row.get("cordoned")?,
+        revision: uint(row, "revision")?,
+        created: time(row, "created_ms")?,
+        updated: time(row, "updated_ms")?,
+        joined: time_or_none(row, "joined_ms")?,
+        revoked: row.get("revoked")?,
+        certificate_expires: time_or_none(row, "certificate_expires_ms")?,
+        last_seen: time_or_none(row, "last_seen_ms")?,
+        stamp: Stamp {
+            epoch: Epoch(uint(row, "epoch")?),
+            generation: Generation(uint(row, "generation")?),
+            digest,
+        },
+        event_stream: uint(row, "event_stream")?,
+        next_event: uint(row, "next_event")?,
+    })
+}

@@ -1,0 +1,126 @@
+//! The tables of the fleet database.
+
+use claw_store::Migration;
+
+/// `PRAGMA application_id`: "CLWC".
+pub(crate) const APPLICATION_ID: i32 = 0x434c_5743;
+
+/// Every schema version. Times are milliseconds since the Unix epoch; messages are encoded
+/// `claw.fleet.v1` messages.
+pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
+    version: 1,
+    sql: "
+CREATE TABLE meta (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    epoch INTEGER NOT NULL,
+    starts INTEGER NOT NULL,
+    created_ms INTEGER NOT NULL,
+    server_names TEXT NOT NULL,
+    request_key BLOB NOT NULL,
+    state_format TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE host (
+    name TEXT PRIMARY KEY,
+    uid TEXT NOT NULL UNIQUE,
+    message BLOB NOT NULL,
+    cordoned INTEGER NOT NULL,
+    revision INTEGER NOT NULL,
+    created_ms INTEGER NOT NULL,
+    updated_ms INTEGER NOT NULL,
+    joined_ms INTEGER,
+    revoked INTEGER NOT NULL DEFAULT 0,
+    certificate_expires_ms INTEGER,
+    last_seen_ms INTEGER,
+    epoch INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    event_stream INTEGER NOT NULL DEFAULT 1,
+    next_event INTEGER NOT NULL DEFAULT 1
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE instance (
+    name TEXT PRIMARY KEY,
+    uid TEXT NOT NULL UNIQUE,
+    host TEXT NOT NULL REFERENCES host (name),
+    spec BLOB NOT NULL,
+    sealed BLOB NOT NULL,
+    restarts INTEGER NOT NULL,
+    rebuilds INTEGER NOT NULL,
+    revision INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    created_ms INTEGER NOT NULL,
+    updated_ms INTEGER NOT NULL,
+    deleted_ms INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX instance_host ON instance (host, name);
+
+CREATE TABLE join_token (
+    id TEXT PRIMARY KEY,
+    host TEXT NOT NULL REFERENCES host (name),
+    secret_hash BLOB NOT NULL,
+    created_ms INTEGER NOT NULL,
+    expires_ms INTEGER NOT NULL,
+    used_ms INTEGER,
+    used_serial TEXT
+) STRICT, WITHOUT ROWID;
+CREATE INDEX join_token_host ON join_token (host);
+
+CREATE TABLE certificate (
+    serial TEXT PRIMARY KEY,
+    role TEXT NOT NULL,
+    name TEXT NOT NULL,
+    pin BLOB NOT NULL,
+    pem TEXT NOT NULL,
+    issued_ms INTEGER NOT NULL,
+    not_after_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX certificate_name ON certificate (role, name);
+
+CREATE TABLE denylist (
+    serial TEXT PRIMARY KEY,
+    reason TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    not_after_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE audit (
+    id INTEGER PRIMARY KEY,
+    at_ms INTEGER NOT NULL,
+    principal TEXT NOT NULL,
+    source TEXT NOT NULL,
+    method TEXT NOT NULL,
+    resource TEXT NOT NULL,
+    summary TEXT NOT NULL
+) STRICT;
+CREATE INDEX audit_resource ON audit (resource, id);
+CREATE TRIGGER audit_is_final BEFORE UPDATE ON audit
+BEGIN SELECT RAISE(ABORT, 'audit entries are append-only'); END;
+CREATE TRIGGER audit_is_kept BEFORE DELETE ON audit
+BEGIN SELECT RAISE(ABORT, 'audit entries are append-only'); END;
+
+CREATE TABLE event (
+    id INTEGER PRIMARY KEY,
+    host TEXT NOT NULL,
+    stream INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL,
+    instance TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    severity INTEGER NOT NULL,
+    message TEXT NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX event_sequence ON event (host, stream, sequence) WHERE sequence > 0;
+CREATE INDEX event_host ON event (host, id);
+
+CREATE TABLE request (
+    principal TEXT NOT NULL,
+    id TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    response BLOB NOT NULL,
+    at_ms INTEGER NOT NULL,
+    PRIMARY KEY (principal, id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX request_age ON request (at_ms);
+",
+}];
