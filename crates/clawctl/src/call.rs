@@ -68,7 +68,7 @@ impl CallError {
 
     /// No answer came in time.
     pub(crate) fn timeout(doing: &str, endpoint: &Endpoint, after: Duration) -> Self {
-        let message = format!("no answer within {} s", after.as_secs_f32());
+        let message = format!("no answer within {}", crate::file::quantity::Span(after));
         Self::new(doing, endpoint, &Status::deadline_exceeded(message))
     }
 
@@ -195,29 +195,25 @@ fn transport_fault(status: &Status) -> Option<TransportFault> {
 }
 
 /// The TLS alerts with which a server answers a certificate (RFC 8446, section 6.2).
+///
+/// With TLS 1.3 the server judges it after the client's handshake is over, so that the alert arrives
+/// while h2 reads, and h2 keeps of an error of the connection nothing but its text.
 fn alert_of(error: &(dyn Error + 'static)) -> Option<AlertDescription> {
-    // An io::Error hides its own payload from `source`.
-    let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    let tls = match inner {
-        Some(inner) => inner.downcast_ref::<rustls::Error>(),
-        None => error.downcast_ref::<rustls::Error>(),
-    };
-    match tls {
-        Some(rustls::Error::AlertReceived(alert)) => matches!(
-            alert,
-            AlertDescription::BadCertificate
-                | AlertDescription::UnsupportedCertificate
-                | AlertDescription::CertificateRevoked
-                | AlertDescription::CertificateExpired
-                | AlertDescription::CertificateUnknown
-                | AlertDescription::UnknownCA
-                | AlertDescription::AccessDenied
-                | AlertDescription::CertificateRequired
-                | AlertDescription::DecryptError
-        )
-        .then_some(*alert),
-        _ => None,
-    }
+    let text = error.to_string();
+    let name = text.strip_prefix("received fatal alert: ")?;
+    [
+        AlertDescription::BadCertificate,
+        AlertDescription::UnsupportedCertificate,
+        AlertDescription::CertificateRevoked,
+        AlertDescription::CertificateExpired,
+        AlertDescription::CertificateUnknown,
+        AlertDescription::UnknownCA,
+        AlertDescription::AccessDenied,
+        AlertDescription::CertificateRequired,
+        AlertDescription::DecryptError,
+    ]
+    .into_iter()
+    .find(|alert| format!("{alert:?}") == name)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::call::CallError;
 use crate::clock::{self, Stopwatch};
+use crate::file::quantity::Span;
 use crate::settings::{Endpoint, Settings};
 
 /// Largest answer: a page of instances, each at most 256 KiB of content and as much around it.
@@ -27,7 +28,7 @@ pub(crate) const MAX_ANSWER: usize = 64 * 1024 * 1024;
 /// Resources asked for in one page; keeps a page below [`MAX_ANSWER`].
 pub(crate) const PAGE_SIZE: i32 = 100;
 
-/// TCP and TLS together.
+/// TCP and TLS together, unless a call has less time.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A dead connection is noticed after the interval and the timeout together.
@@ -98,8 +99,8 @@ pub(crate) enum DialError {
     Tcp(#[source] io::Error),
     #[error("tls handshake")]
     Handshake(#[source] io::Error),
-    #[error("no answer within {} s", CONNECT_DEADLINE.as_secs())]
-    Timeout,
+    #[error("no answer within {}", Span(*after))]
+    Timeout { after: Duration },
 }
 
 impl Connection {
@@ -108,15 +109,16 @@ impl Connection {
         let identity = load_identity(&settings.identity)?;
         let tls = Arc::new(Tls::new(provider::ring()).client(&identity)?);
         let endpoint = settings.endpoint.clone();
+        let after = CONNECT_DEADLINE.min(settings.deadline);
         let failed = |source| ConnectError::Dial { endpoint: endpoint.clone(), source };
-        let mut first = Some(dial(&endpoint, &tls).await.map_err(failed)?);
+        let mut first = Some(dial(&endpoint, &tls, after).await.map_err(failed)?);
         let dialled = endpoint.clone();
         let connector = tower::service_fn(move |_: Uri| {
             let (endpoint, tls, first) = (dialled.clone(), Arc::clone(&tls), first.take());
             async move {
                 let stream = match first {
                     Some(stream) => stream,
-                    None => dial(&endpoint, &tls).await?,
+                    None => dial(&endpoint, &tls, after).await?,
                 };
                 Ok::<_, DialError>(TokioIo::new(stream))
             }
@@ -214,6 +216,7 @@ fn load_identity(directory: &Path) -> Result<ClientIdentity, ConnectError> {
 async fn dial(
     endpoint: &Endpoint,
     tls: &Arc<ClientConfig>,
+    after: Duration,
 ) -> Result<TlsStream<TcpStream>, DialError> {
     let name = ServerName::try_from(endpoint.host.clone()).map_err(DialError::Name)?;
     let dialled = async {
@@ -224,7 +227,7 @@ async fn dial(
         let connector = TlsConnector::from(Arc::clone(tls));
         connector.connect(name, tcp).await.map_err(DialError::Handshake)
     };
-    tokio::time::timeout(CONNECT_DEADLINE, dialled).await.map_err(|_| DialError::Timeout)?
+    tokio::time::timeout(after, dialled).await.map_err(|_| DialError::Timeout { after })?
 }
 
 /// The connector makes TLS by itself; the scheme only names the authority.
