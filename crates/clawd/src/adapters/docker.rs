@@ -16,6 +16,7 @@ mod container;
 mod events;
 mod network;
 mod pull;
+mod stream;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;

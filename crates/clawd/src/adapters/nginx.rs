@@ -15,6 +15,7 @@ mod render;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use claw_core::name::InstanceName;
 use claw_core::plan::VirtualHost;
@@ -26,6 +27,11 @@ use render::Site;
 
 /// Requests that may wait for the publisher; more than a host has instances.
 const QUEUE: usize = 256;
+
+/// For 100 ms after a reload the old workers answer, too (`ngx_master_process_cycle` in nginx 1.22); an
+/// older answer counts only if it stays for longer.
+const ATTEMPTS: u32 = 10;
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where nginx is and what it listens on.
 #[derive(Debug, Clone)]
@@ -134,8 +140,14 @@ impl Proxy for Nginx {
             return Ok(false);
         }
         let name = render::probe_name(&host.instance);
-        let loaded = probe::loaded_digest(self.settings.probe_address(), &name).await;
-        Ok(loaded.is_ok_and(|digest| digest == Some(rendered.digest)))
+        for _attempt in 0..ATTEMPTS {
+            match probe::loaded_digest(self.settings.probe_address(), &name).await {
+                Ok(digest) if digest == Some(rendered.digest) => return Ok(true),
+                Ok(_older) => tokio::time::sleep(ATTEMPT_PAUSE).await,
+                Err(_silent) => break,
+            }
+        }
+        Ok(false)
     }
 
     async fn publish(&self, host: &VirtualHost) -> Result<(), ProxyError> {

@@ -1,21 +1,19 @@
 //! Docker's events: noticing at once that a container died, and that Docker is gone or back.
 //!
-//! One task listens. It asks for events since a moment by the daemon's own clock, which it reads
-//! before it says [`RuntimeEvent::Connected`]: whoever looks at everything after that misses nothing.
+//! One task listens. It reads the daemon's clock, subscribes to events since then, and only then says
+//! [`RuntimeEvent::Connected`]: whoever looks at everything after that misses nothing.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::pin::pin;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bollard::models::EventMessage;
-use bollard::query_parameters as query;
 use claw_core::backoff::{Backoff, Bounds};
 use claw_core::name::InstanceName;
 use claw_core::time::Timestamp;
-use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
+use super::stream::EventStream;
 use super::{Docker, INSTANCE_LABEL, LOOK, failure, within};
 use crate::ports::{RuntimeError, RuntimeEvent};
 
@@ -80,11 +78,11 @@ async fn listen(docker: &Docker, mut outbox: Outbox) {
     let mut lost: Option<String> = None;
     loop {
         let cause = match connect(docker).await {
-            Ok((client, since)) => {
+            Ok(stream) => {
                 lost = None;
-                follow(docker, &client, &since, &mut outbox, &mut backoff).await
+                follow(docker, stream, &mut outbox, &mut backoff).await
             }
-            Err(error) => causes(&error),
+            Err(cause) => cause,
         };
         // The same cause again and again is one loss.
         if lost.as_ref() != Some(&cause) {
@@ -99,33 +97,24 @@ async fn listen(docker: &Docker, mut outbox: Outbox) {
 /// Follows one stream to its end; returns why it ended.
 async fn follow(
     docker: &Docker,
-    client: &bollard::Docker,
-    since: &str,
+    mut stream: EventStream,
     outbox: &mut Outbox,
     backoff: &mut Backoff,
 ) -> String {
-    let filters = HashMap::from([
-        ("type", vec!["container"]),
-        ("label", vec![INSTANCE_LABEL]),
-        ("event", ACTIONS.to_vec()),
-    ]);
-    let options = query::EventsOptionsBuilder::new().since(since).filters(&filters).build();
-    let mut stream = pin!(client.events(Some(options)));
     outbox.put(RuntimeEvent::Connected);
     let mut ping = tokio::time::interval(PING_INTERVAL);
     ping.tick().await;
     loop {
         tokio::select! {
             message = stream.next() => match message {
-                Some(Ok(message)) => {
+                Ok(message) => {
                     backoff.reset();
                     take(docker, message, outbox);
                 }
-                Some(Err(error)) => return causes(&failure("streaming events", error)),
-                None => return "docker ended the event stream".to_owned(),
+                Err(error) => return causes(&error),
             },
             _tick = ping.tick() => {
-                if let Err(error) = alive(client).await {
+                if let Err(error) = alive(docker).await {
                     return causes(&error);
                 }
                 backoff.reset();
@@ -135,17 +124,28 @@ async fn follow(
     }
 }
 
-/// Reaches the daemon; returns its own time.
-async fn connect(docker: &Docker) -> Result<(bollard::Docker, String), RuntimeError> {
+/// Subscribes to events from now on, by the daemon's own clock; says why it could not.
+async fn connect(docker: &Docker) -> Result<EventStream, String> {
+    let since = daemon_time(docker).await.map_err(|error| causes(&error))?;
+    let filters = serde_json::json!({
+        "type": ["container"],
+        "label": [INSTANCE_LABEL],
+        "event": ACTIONS,
+    });
+    let stream = EventStream::open(&docker.socket, &since, &filters).await;
+    stream.map_err(|error| causes(&error))
+}
+
+async fn daemon_time(docker: &Docker) -> Result<String, RuntimeError> {
     let client = docker.client()?;
     let doing = "asking for its time";
     let info = within(doing, LOOK, client.info()).await?.map_err(|error| failure(doing, error))?;
     let now = info.system_time.as_deref().and_then(super::container::instant).unwrap_or_default();
-    let (seconds, millis) = (now.millis() / 1000, now.millis() % 1000);
-    Ok((client, format!("{seconds}.{millis:03}000000")))
+    Ok(format!("{}.{:03}000000", now.millis() / 1000, now.millis() % 1000))
 }
 
-async fn alive(client: &bollard::Docker) -> Result<(), RuntimeError> {
+async fn alive(docker: &Docker) -> Result<(), RuntimeError> {
+    let client = docker.client()?;
     let doing = "asking whether it lives";
     within(doing, LOOK, client.ping()).await?.map(drop).map_err(|error| failure(doing, error))
 }

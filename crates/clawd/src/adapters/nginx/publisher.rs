@@ -25,6 +25,9 @@ const TEST: Duration = Duration::from_secs(20);
 /// Deadline of starting nginx.
 const START: Duration = Duration::from_secs(60);
 
+/// How long the last reload may take to be seen; see [`super::ATTEMPTS`].
+const SETTLED: Duration = Duration::from_millis(200);
+
 /// A reload takes 21 ms (measured with 1.22); past this the cause is looked for.
 const RELOAD: Duration = Duration::from_secs(3);
 
@@ -204,7 +207,7 @@ impl Publisher {
         let default = self.settings.site().default_server();
         files.insert(render::DEFAULT_FILE.to_owned(), Some(default.into_bytes()));
         let previous = self.swap(files.clone()).await?;
-        if previous == files && self.is_loaded(changes).await {
+        if previous == files && self.wait_until_loaded(changes, SETTLED).await {
             return Ok(());
         }
         let only_removals = changes.values().all(|change| change.digest().is_none());

@@ -110,7 +110,7 @@ server {{
         proxy_buffering off;
         proxy_request_buffering off;
         proxy_next_upstream off;
-        error_page 502 504 @unavailable;
+        error_page 502 504 = @unavailable;
     }}
 
     location @unavailable {{
