@@ -23,6 +23,7 @@ use crate::netns::Netns;
 use crate::process::{self, command, read_lossy};
 use crate::{Image, Process, Suite, docker_data, requirements};
 
+pub(crate) use commands::APT_INSTALL;
 pub use link::Cut;
 pub use power::StopCause;
 

@@ -142,6 +142,11 @@ impl Lab {
     pub fn dir(&self) -> &std::path::Path {
         self.shared.run.dir()
     }
+
+    /// What it shares with what hangs on it.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
 }
 
 impl Shared {

@@ -39,6 +39,7 @@ pub mod lab;
 pub mod process;
 pub mod progress;
 pub mod requirements;
+pub mod vm;
 
 pub use cache::{Cache, Suite};
 pub use deadline::wait_for;
@@ -47,3 +48,4 @@ pub use host::{Cut, HostOptions, LabHost, StopCause};
 pub use images::Image;
 pub use lab::{Lab, Network};
 pub use process::{Output, Process, command};
+pub use vm::{Vm, VmOptions};

@@ -21,6 +21,8 @@ pub enum Requirement {
     Disks,
     /// Fetches OpenClaw (`npm`, and the `libatomic1` that its Node needs).
     Npm,
+    /// Runs virtual machines (`qemu-system-x86_64`, `ssh`); see [`crate::vm`].
+    VirtualMachine,
 }
 
 /// What a lab needs, the OpenClaw image included.
@@ -39,6 +41,7 @@ impl Requirement {
             Self::Iproute => &["iproute2"],
             Self::Disks => &["e2fsprogs", "mount"],
             Self::Npm => &["npm", "libatomic1"],
+            Self::VirtualMachine => &["qemu-system-x86", "openssh-client"],
         }
     }
 
@@ -47,6 +50,7 @@ impl Requirement {
             Self::Debootstrap => on_path("debootstrap") && Path::new(DEBIAN_KEYRING).exists(),
             Self::Iproute => on_path("ip") && on_path("bridge"),
             Self::Disks => on_path("mkfs.ext4") && on_path("mount"),
+            Self::VirtualMachine => on_path("qemu-system-x86_64") && on_path("ssh"),
             Self::Npm => on_path("npm") && LIBRARY_DIRS.iter().any(|dir| has_libatomic(dir)),
         }
     }

@@ -36,7 +36,8 @@ impl Suite {
         }
     }
 
-    fn host_packages(self) -> Vec<&'static str> {
+    /// What a lab host has beyond Debian's minimal variant, of this release.
+    pub(crate) fn host_packages(self) -> Vec<&'static str> {
         let mut packages = HOST_PACKAGES.to_vec();
         if self == Self::Trixie {
             packages.push("docker-cli");
@@ -65,7 +66,7 @@ const HOST_PACKAGES: [&str; 16] = [
     "systemd-sysv",
 ];
 
-/// Raised when `finish_host` changes, so that cached bases are made anew.
+/// Raised when `finish` changes, so that cached bases are made anew.
 const HOST_VERSION: u32 = 1;
 
 /// Units that cannot work in a namespace, would touch the machine's kernel, or only cost time.
@@ -99,7 +100,7 @@ pub(crate) fn host(cache: &Cache, suite: Suite) -> Result<std::path::PathBuf> {
     let key = format!("{}-{}", suite.code_name(), digest.get(..12).unwrap_or(&digest));
     cache.entry("base", &key, |partial| {
         debootstrap(cache, "host", suite.code_name(), &packages, partial)?;
-        finish_host(partial)
+        finish(partial, &MASKED)
     })
 }
 
@@ -166,12 +167,14 @@ pub(crate) fn follow(launch: Launch, log: &Path, length: Duration, cache: &Cache
     fs::remove_file(log).context("cannot remove the log")
 }
 
-fn finish_host(root: &Path) -> Result<()> {
+/// Makes a fresh root file system that of a host: no periodic work, no units that are `masked`, no
+/// identity, no site of nginx's own.
+pub(crate) fn finish(root: &Path, masked: &[&str]) -> Result<()> {
     let units = root.join("etc/systemd/system");
     for timer in fs::read_dir(units.join("timers.target.wants")).into_iter().flatten() {
         fs::remove_file(timer?.path())?;
     }
-    for unit in MASKED {
+    for unit in masked {
         let _ = fs::remove_file(units.join(unit));
         symlink("/dev/null", units.join(unit))?;
     }

@@ -18,7 +18,7 @@ const ORDINARY: Duration = Duration::from_secs(60);
 /// How long the installation of packages may take, their maintainer scripts included.
 const INSTALLATION: Duration = Duration::from_secs(300);
 /// Keeps changed configuration files, as apt must without a terminal; gives up on the network at once.
-const APT_INSTALL: [&str; 9] = [
+pub(crate) const APT_INSTALL: [&str; 9] = [
     "apt-get",
     "install",
     "--yes",
