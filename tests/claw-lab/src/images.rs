@@ -43,7 +43,7 @@ pub struct Image {
 /// When the binary cannot be read or is not static.
 pub fn fake_gateway(cache: &Cache, binary: &Path, tag: &str) -> Result<Image> {
     let reference = format!("claw/fake-gateway:{tag}");
-    let recipe = format!("2 {reference} {}", sha256_of(binary)?);
+    let recipe = format!("3 {reference} {}", sha256_of(binary)?);
     let digest = sha256(recipe.as_bytes())?;
     let key = format!("fake-gateway-{}", digest.get(..16).unwrap_or(&digest));
     let entry = cache.entry(KIND, &key, |partial| {
@@ -53,6 +53,8 @@ pub fn fake_gateway(cache: &Cache, binary: &Path, tag: &str) -> Result<Image> {
             "User": "1000:1000",
             "Env": ["PATH=/", "HOME=/home/node"],
             "Entrypoint": ["/claw-fake-gateway"],
+            // As the real image: an agent gives no command of its own.
+            "Cmd": ["gateway", "--allow-unconfigured", "--bind", "lan", "--port", "18789"],
             "WorkingDir": "/home/node",
             "ExposedPorts": { "18789/tcp": {} },
             "Labels": { "org.opencontainers.image.version": tag },
