@@ -81,7 +81,7 @@ impl Fleet {
         );
         std::fs::write(self.config(), config)?;
         let mut init = command(&self.coordinator_program);
-        init.arg("--config").arg(self.config()).arg("init");
+        init.args(["init", "--data-dir"]).arg(self.coordinator_data());
         for name in ["198.51.100.1", "127.0.0.1", "localhost"] {
             init.args(["--name", name]);
         }

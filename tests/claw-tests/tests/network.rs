@@ -7,7 +7,7 @@ use claw_tests::{Instance, Rig};
 use serde_json::Value;
 
 /// Heartbeats every second: three missed ones make a host offline.
-const QUICK: &str = "heartbeat_interval = \"1s\"\n";
+const QUICK: &str = "[session]\nheartbeat_seconds = 1\n";
 
 #[test]
 fn a_host_goes_on_through_every_cut() -> Result<()> {
