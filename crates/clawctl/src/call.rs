@@ -40,7 +40,7 @@ pub(crate) enum TransportFault {
 }
 
 impl CallError {
-    pub(crate) fn new(doing: &str, endpoint: &Endpoint, status: &Status) -> Self {
+    pub(crate) fn new(doing: &str, endpoint: &Endpoint, status: &Status) -> Box<Self> {
         let details = status.get_error_details();
         let fields = details.bad_request().map(|bad| {
             let pair = |field: &tonic_types::FieldViolation| {
@@ -54,7 +54,7 @@ impl CallError {
             };
             failure.violations.iter().map(pair).collect()
         });
-        Self {
+        Box::new(Self {
             doing: doing.to_owned(),
             code: status.code(),
             message: status.message().to_owned(),
@@ -63,11 +63,11 @@ impl CallError {
             retry_after: details.retry_info().and_then(|info| info.retry_delay),
             transport: transport_fault(status),
             endpoint: endpoint.clone(),
-        }
+        })
     }
 
     /// No answer came in time.
-    pub(crate) fn timeout(doing: &str, endpoint: &Endpoint, after: Duration) -> Self {
+    pub(crate) fn timeout(doing: &str, endpoint: &Endpoint, after: Duration) -> Box<Self> {
         let message = format!("no answer within {}", crate::file::quantity::Span(after));
         Self::new(doing, endpoint, &Status::deadline_exceeded(message))
     }

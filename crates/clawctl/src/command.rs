@@ -64,14 +64,14 @@ pub(crate) async fn run(cli: Cli, around: &mut Surroundings<'_>) -> Result<(), C
         output: Output { format: cli.output, out: &mut *around.stdout, now: clock::now() },
         err: &mut *around.stderr,
     };
-    prepared.run(&mut session).await?;
+    Box::pin(prepared.run(&mut session)).await?;
     Ok(session.output.out.flush()?)
 }
 
 /// A command with everything read that it reads.
 enum Prepared {
     Apply(apply::Plan),
-    Create(instance::NewInstance),
+    Create(Box<instance::NewInstance>),
     Delete(delete::Targets),
     Other(Box<Command>),
 }
@@ -85,7 +85,7 @@ impl Prepared {
                 Self::Delete(delete::Targets::read(&arguments, sources)?)
             }
             Command::InstanceGroup(InstanceGroup::Create(arguments)) => {
-                Self::Create(instance::NewInstance::read(*arguments, sources)?)
+                Self::Create(instance::NewInstance::read(*arguments, sources)?.into())
             }
             other => Self::Other(Box::new(other)),
         })
@@ -93,8 +93,8 @@ impl Prepared {
 
     async fn run(self, session: &mut Session<'_>) -> Result<(), CommandError> {
         let command = match self {
-            Self::Apply(plan) => return apply::run(plan, session).await,
-            Self::Create(new) => return instance::create(new, session).await,
+            Self::Apply(plan) => return Box::pin(apply::run(plan, session)).await,
+            Self::Create(new) => return instance::create(*new, session).await,
             Self::Delete(targets) => return delete::run(targets, session).await,
             Self::Other(command) => *command,
         };

@@ -146,7 +146,7 @@ impl Connection {
         doing: &str,
         request: Q,
         rpc: impl AsyncFnOnce(Channel, Request<Q>) -> Result<Response<A>, Status>,
-    ) -> Result<A, CallError> {
+    ) -> Result<A, Box<CallError>> {
         let opened = rpc(self.channel.clone(), Request::new(request));
         match tokio::time::timeout(self.deadline, opened).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
@@ -164,7 +164,7 @@ impl Connection {
         repeat: Repeat,
         request: Q,
         rpc: impl AsyncFn(Channel, Request<Q>) -> Result<Response<A>, Status>,
-    ) -> Result<A, CallError>
+    ) -> Result<A, Box<CallError>>
     where
         Q: Clone,
     {

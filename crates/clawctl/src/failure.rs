@@ -46,12 +46,6 @@ pub(crate) enum CommandError {
     Several { failed: usize, all: usize },
 }
 
-impl From<CallError> for CommandError {
-    fn from(error: CallError) -> Self {
-        Self::Call(Box::new(error))
-    }
-}
-
 impl From<ContentError> for CommandError {
     fn from(error: ContentError) -> Self {
         Self::Content(error)

@@ -104,7 +104,7 @@ impl Endpoint {
     /// Parses `host`, `host:port`, `[v6]:port`, each also behind `https://`.
     pub(crate) fn parse(text: &str) -> Result<Self, SettingsError> {
         let malformed = || SettingsError::Endpoint { text: text.to_owned() };
-        let bare = text.trim().strip_prefix("https://").unwrap_or(text.trim());
+        let bare = text.trim().strip_prefix("https://").unwrap_or_else(|| text.trim());
         let bare = bare.strip_suffix('/').unwrap_or(bare);
         let (host, port) = match bare.strip_prefix('[') {
             Some(rest) => {
@@ -161,7 +161,7 @@ fn read(path: &Path) -> Result<Option<RawSettings>, SettingsError> {
     let mut raw: RawSettings = toml::from_str(&text).map_err(|source| {
         SettingsError::Malformed { path: path.to_owned(), source: Box::new(source) }
     })?;
-    let directory = path.parent().unwrap_or(Path::new("."));
+    let directory = path.parent().unwrap_or_else(|| Path::new("."));
     raw.identity = raw.identity.map(|identity| directory.join(identity));
     Ok(Some(raw))
 }

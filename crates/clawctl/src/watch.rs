@@ -26,7 +26,7 @@ const RECONNECT: Bounds =
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WatchError {
     #[error(transparent)]
-    Call(#[from] CallError),
+    Call(#[from] Box<CallError>),
     #[error("not {wanted} within {}: {pending}", crate::view::time::rough(*after))]
     Timeout { wanted: &'static str, after: Duration, pending: String },
     #[error("instances/{name} cannot get {wanted}: {why}")]

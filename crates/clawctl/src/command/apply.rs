@@ -1,6 +1,6 @@
 //! `apply`: creates what does not exist, updates what does, host before instance.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use claw_core::spec::GATEWAY_TOKEN;
 use claw_proto::fleet::v1 as fleet;
@@ -26,7 +26,7 @@ pub(super) struct Plan {
 
 enum Item {
     Host(HostDocument),
-    Instance { name: String, host: String, wanted: Wanted },
+    Instance { name: String, host: String, wanted: Box<Wanted> },
 }
 
 /// What became of a document.
@@ -74,7 +74,7 @@ impl Item {
                 Ok(Self::Instance {
                     name: id(&instance.name).to_owned(),
                     host: id(&instance.host).to_owned(),
-                    wanted: content::wanted(&instance.spec, origins)?,
+                    wanted: content::wanted(&instance.spec, origins)?.into(),
                 })
             }
         }
@@ -101,7 +101,8 @@ pub(super) async fn run(plan: Plan, session: &mut Session<'_>) -> Result<(), Com
             Item::Instance { name, host, wanted } => {
                 let stopped = wanted.spec.run_state == i32::from(fleet::RunState::Stopped);
                 waits.push((name.clone(), if stopped { Until::Stopped } else { Until::Running }));
-                apply_instance(&session.connection, name, host, wanted, plan.dry_run).await
+                Box::pin(apply_instance(&session.connection, name, host, *wanted, plan.dry_run))
+                    .await
             }
         };
         match outcome {
@@ -223,7 +224,7 @@ pub(super) fn told(
 /// Where relative paths of a document start.
 fn directory(file: &Path) -> &Path {
     match file.parent() {
-        Some(parent) if file != PathBuf::from("-") => parent,
+        Some(parent) if file != "-" => parent,
         _ => Path::new(""),
     }
 }

@@ -206,7 +206,7 @@ impl Verb {
         self,
         connection: &Connection,
         name: &str,
-    ) -> Result<Option<fleet::Instance>, CallError> {
+    ) -> Result<Option<fleet::Instance>, Box<CallError>> {
         let doing = format!("{} instances/{name}", self.infinitive());
         let (name, request_id) = (format!("instances/{name}"), clock::request_id());
         macro_rules! send {
