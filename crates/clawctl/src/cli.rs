@@ -193,7 +193,7 @@ pub(crate) struct WatchArgs {
 }
 
 /// What a watch waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Until {
     /// Serving and past the health gate, with its present spec.
     Running,

@@ -345,6 +345,31 @@ async fn waiting_shows_the_way_on_the_error_stream() {
 }
 
 #[tokio::test]
+async fn apply_waits_for_what_the_instances_should_be() {
+    use fleet::WatchKind::Current;
+    let fake = Fake::start().await;
+    with_instances(&fake, &["down"]);
+    {
+        let mut state = fake.state();
+        let spec = state.instances.get_mut("instances/down").unwrap().spec.as_mut().unwrap();
+        spec.run_state = i32::from(fleet::RunState::Stopped);
+        state.watches.extend([
+            vec![message(Current, "up", Phase::Running)],
+            vec![message(Current, "down", Phase::Stopped)],
+        ]);
+    }
+    let document =
+        |name: &str| format!("kind: Instance\nname: {name}\nhost: vps-1\nspec: {{image: b}}\n");
+    let both = format!("{}---\n{}", document("up"), document("down"));
+    let outcome = fake.run_with("apply --wait -f -", &both).await;
+    assert_eq!(outcome.status, 0, "{outcome:?}");
+    assert_eq!(outcome.stdout, "instances/up created\ninstances/down updated\n");
+    let watches: Vec<String> =
+        fake.calls().into_iter().filter(|call| call.starts_with("watch")).collect();
+    assert_eq!(watches, ["watch instances/up", "watch instances/down"]);
+}
+
+#[tokio::test]
 async fn watch_ends_with_its_verdict() {
     use fleet::WatchKind::{Current, Deleted};
     let fake = Fake::start().await;

@@ -1,5 +1,6 @@
 //! `apply`: creates what does not exist, updates what does, host before instance.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use claw_core::spec::GATEWAY_TOKEN;
@@ -80,6 +81,28 @@ impl Item {
         }
     }
 
+    /// Applies one item and notes what to wait for.
+    async fn apply(
+        self,
+        connection: &Connection,
+        dry_run: bool,
+        waits: &mut BTreeMap<Until, Vec<String>>,
+    ) -> Result<Outcome, CommandError> {
+        match self {
+            Self::Host(document) => host::apply(connection, &document, dry_run).await,
+            Self::Instance { name, host, wanted } => {
+                let (outcome, after) =
+                    apply_instance(connection, name.clone(), host, *wanted, dry_run).await?;
+                // What the file leaves open is as it was.
+                let run_state = after.spec.unwrap_or_default().run_state;
+                let stopped = run_state == i32::from(fleet::RunState::Stopped);
+                let until = if stopped { Until::Stopped } else { Until::Running };
+                waits.entry(until).or_default().push(name);
+                Ok(outcome)
+            }
+        }
+    }
+
     fn resource(&self) -> String {
         match self {
             Self::Host(host) => format!("hosts/{}", id(&host.name)),
@@ -92,20 +115,11 @@ impl Item {
 pub(super) async fn run(plan: Plan, session: &mut Session<'_>) -> Result<(), CommandError> {
     let all = plan.items.len();
     let mut applied = Vec::new();
-    let mut waits: Vec<(String, Until)> = Vec::new();
+    let mut waits: BTreeMap<Until, Vec<String>> = BTreeMap::new();
     let mut failures: Vec<CommandError> = Vec::new();
     for item in plan.items {
         let resource = item.resource();
-        let outcome = match item {
-            Item::Host(document) => host::apply(&session.connection, &document, plan.dry_run).await,
-            Item::Instance { name, host, wanted } => {
-                let stopped = wanted.spec.run_state == i32::from(fleet::RunState::Stopped);
-                waits.push((name.clone(), if stopped { Until::Stopped } else { Until::Running }));
-                Box::pin(apply_instance(&session.connection, name, host, *wanted, plan.dry_run))
-                    .await
-            }
-        };
-        match outcome {
+        match Box::pin(item.apply(&session.connection, plan.dry_run, &mut waits)).await {
             Ok(outcome) => {
                 let line = Applied { resource, outcome, dry_run: plan.dry_run };
                 if session.output.format == Format::Table {
@@ -116,7 +130,7 @@ pub(super) async fn run(plan: Plan, session: &mut Session<'_>) -> Result<(), Com
             Err(error) => failures.push(error),
         }
     }
-    if session.output.format != Format::Table {
+    if session.output.format != Format::Table && !applied.is_empty() {
         let names: Vec<&str> = applied.iter().map(|line| line.resource.as_str()).collect();
         session.output.value(&applied, &names.join("\n"))?;
     }
@@ -124,8 +138,8 @@ pub(super) async fn run(plan: Plan, session: &mut Session<'_>) -> Result<(), Com
         return Err(told(failures, all, session)?);
     }
     if plan.wait {
-        for (name, until) in waits {
-            session.wait(&[name], until).await?;
+        for (until, names) in waits {
+            session.wait(&names, until).await?;
         }
     }
     Ok(())
@@ -138,13 +152,13 @@ async fn apply_instance(
     host: String,
     mut wanted: Wanted,
     dry_run: bool,
-) -> Result<Outcome, CommandError> {
+) -> Result<(Outcome, fleet::Instance), CommandError> {
     let before = match instance::get(connection, &name).await {
         Ok(before) => before,
         Err(CommandError::Call(error)) if error.code == Code::NotFound => {
             let new = NewInstance { name, host, wanted, dry_run, wait: false };
-            instance::send_create(connection, &new).await?;
-            return Ok(Outcome::Created);
+            let after = instance::send_create(connection, &new).await?;
+            return Ok((Outcome::Created, after));
         }
         Err(error) => return Err(error),
     };
@@ -159,7 +173,7 @@ async fn apply_instance(
     }
     let after = update(connection, &before, wanted, dry_run).await?;
     let same = after.etag == before.etag && after.spec == before.spec;
-    Ok(if same { Outcome::Unchanged } else { Outcome::Updated })
+    Ok((if same { Outcome::Unchanged } else { Outcome::Updated }, after))
 }
 
 async fn update(
