@@ -23,8 +23,9 @@ fn a_crashed_gateway_is_back_at_once_and_counted_once() {
     run(async {
         let world = World::new();
         let agent = deployed(&world).await;
-        let (views, now) = (world.machine.runtime.views(), world.machine.clock.now());
+        let views = world.machine.runtime.views();
         world.machine.runtime.end(&name("a"), 1, false);
+        let now = world.machine.clock.now();
         agent.settle().await;
         assert!(world.machine.runtime.is_running(&name("a")), "without any time passing");
         assert_eq!(world.machine.clock.now(), now);

@@ -1,115 +1,101 @@
-//! The fakes, held to the same contracts as the real adapters (`real_adapters.rs`).
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its fixtures too")]
+//! The fakes, held to the contracts of their ports, as the adapters are in `real_adapters.rs`.
 
-mod support;
-
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use claw_core::address::{AddressPool, Slot};
-use claw_core::name::ImageRef;
-use claw_core::observed::ObservedInstance;
-use claw_core::plan::{
-    ContainerPlan, Delivery, DesiredInstance, Step, Target, VirtualHost, plan, virtual_host,
-};
-use claw_core::spec::Secret;
-use claw_core::stamp::Generation;
-use claw_core::time::Timestamp;
+use claw_core::name::{ImageRef, InstanceName};
+use claw_core::plan::{ContainerPlan, VirtualHost};
+use claw_core::spec::Resources;
+use claw_core::stamp::{Digest, Generation};
+use claw_core::unit::{CpuMillis, MIB, Memory, PidsLimit};
 use clawd::contract::{self, RuntimeSubject};
 use clawd::fakes::FakeMachine;
-use clawd::ports::{Files as _, Proxy as _, Runtime as _, RuntimeChange};
-use support::{IMAGE, name, run, spec};
+use clawd::ports::{Files, Runtime, RuntimeChange};
 
-fn desired(instance: &str, slot: u8) -> DesiredInstance {
-    let delivery = Delivery { files: [].into(), secrets: Secret::new(String::new()) };
-    DesiredInstance {
-        name: name(instance),
-        generation: Generation(1),
-        network: AddressPool::STANDARD.network(Slot::new(slot).unwrap()),
-        target: Target::Present { spec: Box::new(spec()), delivery: Box::new(delivery) },
+const IMAGE: &str = "claw/fake-gateway:1";
+
+fn machine() -> FakeMachine {
+    FakeMachine::new(&[IMAGE])
+}
+
+fn subject(machine: &FakeMachine, instance: &str) -> RuntimeSubject {
+    let instance = InstanceName::parse(instance).unwrap();
+    let network = AddressPool::STANDARD.network(Slot::new(0).unwrap());
+    let plan = ContainerPlan {
+        generation: Generation(7),
+        digest: Digest::of(b"contract"),
+        name: format!("claw-{instance}"),
+        hostname: instance.to_string(),
+        image: ImageRef::parse(IMAGE).unwrap(),
+        env: BTreeMap::new(),
+        resources: Resources {
+            memory: Memory::from_bytes(128 * MIB).unwrap(),
+            cpu: CpuMillis::from_millis(500).unwrap(),
+            pids: PidsLimit::from_count(64).unwrap(),
+        },
+        network: format!("claw-{instance}"),
+        address: network.container(),
+        dns: network.gateway(),
+        state_dir: "/home/node/.openclaw",
+        stop_grace: Duration::from_secs(10),
+        instance: instance.clone(),
+    };
+    let absent_image = ImageRef::parse("localhost:1/nowhere:none").unwrap();
+    RuntimeSubject { network, plan, mounts: machine.files.mounts(&instance), absent_image }
+}
+
+fn host(instance: &str, last: u8) -> VirtualHost {
+    VirtualHost {
+        instance: InstanceName::parse(instance).unwrap(),
+        hostnames: vec![format!("{instance}.claw.localhost")],
+        upstream: ([10, 201, 1, last], 18789).into(),
     }
 }
 
-fn host(instance: &str, slot: u8) -> VirtualHost {
-    virtual_host(&desired(instance, slot), &spec())
+#[tokio::test]
+async fn runtime() {
+    let machine = machine();
+    contract::runtime(&machine.runtime, &subject(&machine, "demo")).await.unwrap();
 }
 
-fn container_plan() -> ContainerPlan {
-    let observed = ObservedInstance { image_present: true, ..ObservedInstance::default() };
-    let plan = plan(&desired("a", 0), &observed, Timestamp::default());
-    let made = plan.stages.into_iter().flatten().find_map(|step| match step {
-        Step::CreateContainer { container } => Some(*container),
-        _ => None,
-    });
-    made.unwrap()
+#[tokio::test]
+async fn files() {
+    let instance = InstanceName::parse("demo").unwrap();
+    contract::files(&machine().files, &instance).await.unwrap();
 }
 
-async fn machine() -> FakeMachine {
-    let machine = FakeMachine::new(&[IMAGE]);
-    machine.runtime.pull(&ImageRef::parse(IMAGE).unwrap(), &|_| {}).await.unwrap();
-    machine
+#[tokio::test]
+async fn proxy() {
+    contract::proxy(&machine().proxy, &host("one", 2), &host("two", 3)).await.unwrap();
 }
 
-#[test]
-fn runtime() {
-    run(async {
-        let machine = machine().await;
-        let subject = RuntimeSubject {
-            network: AddressPool::STANDARD.network(Slot::new(0).unwrap()),
-            plan: container_plan(),
-            mounts: machine.files.mounts(&name("a")),
-            absent_image: ImageRef::parse("registry.example/absent:1").unwrap(),
-        };
-        contract::runtime(&machine.runtime, &subject).await.unwrap();
-    });
+#[tokio::test]
+async fn gateway() {
+    let machine = machine();
+    let RuntimeSubject { plan, mounts, network, .. } = subject(&machine, "demo");
+    let create = RuntimeChange::CreateContainer(&plan, &mounts);
+    machine.runtime.pull(&plan.image, &|_| {}).await.unwrap();
+    for change in [RuntimeChange::CreateNetwork(&network), create, RuntimeChange::Start] {
+        machine.runtime.change(&plan.instance, change).await.unwrap();
+    }
+    contract::gateway(&machine.gateway, &host("demo", 2), &host("absent", 3)).await.unwrap();
 }
 
 #[test]
-fn files() {
-    run(async { contract::files(&machine().await.files, &name("a")).await.unwrap() });
+fn host_resources() {
+    contract::host(&machine().host).unwrap();
 }
 
-#[test]
-fn proxy() {
-    run(async {
-        contract::proxy(&machine().await.proxy, &host("a", 0), &host("b", 1)).await.unwrap();
-    });
-}
-
-#[test]
-fn gateway() {
-    run(async {
-        let machine = machine().await;
-        let network = AddressPool::STANDARD.network(Slot::new(0).unwrap());
-        let (plan, mounts) = (container_plan(), machine.files.mounts(&name("a")));
-        for change in [
-            RuntimeChange::CreateNetwork(&network),
-            RuntimeChange::CreateContainer(&plan, &mounts),
-            RuntimeChange::Start,
-        ] {
-            machine.runtime.change(&name("a"), change).await.unwrap();
+#[tokio::test]
+async fn clock() {
+    let clock = machine().clock;
+    let moving = async {
+        while clock.until_next().is_none() {
+            tokio::task::yield_now().await;
         }
-        machine.proxy.publish(&host("a", 0)).await.unwrap();
-        contract::gateway(&machine.gateway, &host("a", 0), &host("b", 1)).await.unwrap();
-    });
-}
-
-#[test]
-fn host_itself() {
-    run(async { contract::host(&machine().await.host).unwrap() });
-}
-
-#[test]
-fn clock() {
-    run(async {
-        let machine = machine().await;
-        let clock = machine.clock.clone();
-        let ticking = tokio::task::spawn_local(async move {
-            loop {
-                tokio::task::yield_now().await;
-                clock.advance(Duration::from_millis(1));
-            }
-        });
-        contract::clock(&machine.clock).await.unwrap();
-        ticking.abort();
-    });
+        clock.advance(Duration::from_secs(1));
+    };
+    let (kept, ()) = tokio::join!(contract::clock(&clock), moving);
+    kept.unwrap();
 }

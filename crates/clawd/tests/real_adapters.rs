@@ -284,7 +284,11 @@ async fn a_gateway_is_seen_directly_and_through_nginx() {
         _ => None,
     })
     .await;
-    let absent = VirtualHost { upstream: ([127, 0, 0, 1], 1).into(), ..host.clone() };
+    let absent = VirtualHost {
+        instance: lab::name("absent"),
+        upstream: ([127, 0, 0, 1], 1).into(),
+        ..host.clone()
+    };
     contract::gateway(&gateway, &host, &absent).await.unwrap();
     let (status, body) = request("nobody.example", "/startupz").await;
     assert_eq!((status, body.as_str()), (404, "no instance is served under this name\n"));

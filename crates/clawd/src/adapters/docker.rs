@@ -130,16 +130,20 @@ impl Docker {
         let created = client.create_container(Some(options), body);
         match within(doing, CHANGE, created).await? {
             Ok(_) => Ok(()),
-            Err(error) if status(&error) == Some(409) => {
+            Err(error) => {
+                // A stranger under our name explains any refusal.
                 let found = self.named(&client, &plan.instance).await?;
                 let same =
                     found.is_some_and(|found| container::digest_of(&found) == Some(plan.digest));
-                if same { Ok(()) } else { Err(failure(doing, error)) }
+                if same && status(&error) == Some(409) {
+                    return Ok(());
+                }
+                if is_image_missing(&error) {
+                    let source = Box::new(error);
+                    return Err(RuntimeError::Image { image: plan.image.clone(), source });
+                }
+                Err(failure(doing, error))
             }
-            Err(error) if status(&error) == Some(404) => {
-                Err(RuntimeError::Image { image: plan.image.clone(), source: Box::new(error) })
-            }
-            Err(error) => Err(failure(doing, error)),
         }
     }
 
@@ -319,6 +323,16 @@ fn absent_is_none<T>(
         Ok(value) => Ok(Some(value)),
         Err(error) if status(&error) == Some(404) => Ok(None),
         Err(error) => Err(failure(doing, error)),
+    }
+}
+
+/// A missing network is "not found", too; only the text tells (moby, `daemon/images`).
+fn is_image_missing(error: &Error) -> bool {
+    match error {
+        Error::DockerResponseServerError { status_code: 404, message } => {
+            message.to_ascii_lowercase().contains("no such image")
+        }
+        _ => false,
     }
 }
 

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct RuntimeSubject {
     /// Its network.
     pub network: InstanceNetwork,
-    /// Its container; the image is present, runs until SIGTERM and then ends with 0.
+    /// Its container; the image can be had, runs until SIGTERM and then ends with 0.
     pub plan: ContainerPlan,
     /// Its mounts, which exist.
     pub mounts: Mounts,
@@ -92,13 +92,14 @@ impl<R: Runtime> Suite<'_, R> {
         let version = done("there is a version", self.runtime.version().await)?;
         holds("the version is not empty", !version.is_empty(), &version)?;
         self.event("events begin with being connected", &RuntimeEvent::Connected).await?;
+        for rule in ["an image is pulled", "pulling what is present is success"] {
+            done(rule, self.runtime.pull(&self.subject.plan.image, &|_| {}).await)?;
+        }
         let nothing = RuntimeView { image_present: true, network: None, container: None };
         same("there is nothing of an unknown instance", &self.view().await?, &nothing)?;
         let absent = self.runtime.view(self.instance(), Some(&self.subject.absent_image)).await;
         let absent = done("looking for an absent image succeeds", absent)?;
         holds("an absent image is absent", !absent.image_present, absent)?;
-        let pulled = self.runtime.pull(&self.subject.plan.image, &|_| {}).await;
-        done("pulling what is present is success", pulled)?;
         let pulled = self.runtime.pull(&self.subject.absent_image, &|_| {}).await;
         let refused = matches!(pulled, Err(RuntimeError::Image { .. }));
         holds("an image that is nowhere cannot be had", refused, pulled)?;
