@@ -57,7 +57,7 @@ pub enum Who {
 /// How long a method may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// One answer, within [`crate::connection::UNARY_DEADLINE`].
+    /// One answer, within [`crate::connection::Lifetimes::call`].
     Unary,
     /// For as long as the connection lives.
     Stream,

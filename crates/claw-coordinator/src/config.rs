@@ -12,6 +12,7 @@ use claw_core::tier::TierCatalogue;
 use claw_core::unit::{CpuMillis, MIB, Memory, PidsLimit};
 use serde::{Deserialize, Serialize};
 
+use crate::connection::Lifetimes;
 use crate::limits::Rate;
 use crate::listener::ListenerLimits;
 use crate::server_certificate::parse_name;
@@ -40,8 +41,8 @@ pub struct Config {
     pub admission: Rate,
     /// Bounds of the listener.
     pub listener: ListenerLimits,
-    /// Longest life of a connection.
-    pub connection_max_age: Duration,
+    /// Longest life of connections and calls.
+    pub lifetimes: Lifetimes,
     /// Watches at a time.
     pub watches: usize,
     /// Time for connections to end.
@@ -134,6 +135,8 @@ struct RawLimits {
     anonymous_per_source: usize,
     connections_per_identity: usize,
     connection_hours: u64,
+    anonymous_seconds: u64,
+    call_seconds: u64,
     watches: usize,
 }
 
@@ -194,6 +197,8 @@ impl Default for RawLimits {
             anonymous_per_source: 64,
             connections_per_identity: 64,
             connection_hours: 24,
+            anonymous_seconds: 60,
+            call_seconds: 30,
             watches: 1000,
         }
     }
@@ -255,8 +260,7 @@ impl TryFrom<RawConfig> for Config {
             faults.bounded("agent_certificate_hours", raw.agent_certificate_hours, 1, 24 * 365);
         let session = faults.session(&raw.session);
         let listener = faults.listener(&raw.limits);
-        let connection_hours =
-            faults.bounded("limits.connection_hours", raw.limits.connection_hours, 1, 24);
+        let lifetimes = faults.lifetimes(&raw.limits);
         let watches = faults.bounded("limits.watches", raw.limits.watches, 1, 100_000);
         let drain = faults.bounded("shutdown.drain_seconds", raw.shutdown.drain_seconds, 0, 600);
         let retry = raw.shutdown.retry_after_seconds;
@@ -281,7 +285,7 @@ impl TryFrom<RawConfig> for Config {
             grace,
             admission,
             listener,
-            connection_max_age: hours(connection_hours),
+            lifetimes,
             watches,
             drain: Duration::from_secs(drain),
             tiers: TierCatalogue::new(tiers),
@@ -329,6 +333,17 @@ impl Faults {
         };
         self.bounded("limits.handshake_seconds", raw.handshake_seconds, 1, 60);
         limits
+    }
+
+    fn lifetimes(&mut self, raw: &RawLimits) -> Lifetimes {
+        let hours = self.bounded("limits.connection_hours", raw.connection_hours, 1, 24);
+        let anonymous = self.bounded("limits.anonymous_seconds", raw.anonymous_seconds, 1, 600);
+        let call = self.bounded("limits.call_seconds", raw.call_seconds, 1, 600);
+        Lifetimes {
+            connection: Duration::from_secs(hours * 3600),
+            anonymous: Duration::from_secs(anonymous),
+            call: Duration::from_secs(call),
+        }
     }
 
     fn tiers(&mut self, raw: &BTreeMap<String, RawTier>) -> BTreeMap<String, Resources> {

@@ -28,10 +28,6 @@ use crate::denylist::Denylist;
 use crate::limits::jittered;
 use crate::routes::Routes;
 
-/// Longest time that one answer may take.
-pub const UNARY_DEADLINE: Duration = Duration::from_secs(30);
-/// Without a certificate there is one thing to do, and it is quick.
-const ANONYMOUS_LIFE: Duration = Duration::from_secs(60);
 /// A denylisted peer hears so, and then no more.
 const DENIED_LIFE: Duration = Duration::from_secs(10);
 /// Time for streams to end after they were told.
@@ -62,8 +58,19 @@ pub struct Shared {
     pub draining: watch::Receiver<bool>,
     /// The time.
     pub clock: Clock,
-    /// Longest life of a connection.
-    pub max_age: Duration,
+    /// Bounds of time.
+    pub lifetimes: Lifetimes,
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// A connection with a certificate.
+    pub connection: Duration,
+    /// A connection without one: there is one thing to do, and it is quick.
+    pub anonymous: Duration,
+    /// One answer.
+    pub call: Duration,
 }
 
 /// Serves a connection to its end.
@@ -77,7 +84,11 @@ pub async fn serve(
     let streams = streams_of(peer.as_ref());
     let life = life(&shared, peer.as_ref());
     let caller = Arc::new(Caller { peer, source, closing: receiver });
-    let service = PeerService { routes: shared.routes.clone(), caller: Arc::clone(&caller) };
+    let service = PeerService {
+        routes: shared.routes.clone(),
+        caller: Arc::clone(&caller),
+        deadline: shared.lifetimes.call,
+    };
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
@@ -102,7 +113,7 @@ pub async fn serve(
     let grace = match reason {
         Closing::Denied => DENIED_LIFE,
         _ if caller.peer.is_none() => Duration::ZERO,
-        _ => GOOD_BYE + UNARY_DEADLINE,
+        _ => GOOD_BYE + shared.lifetimes.call,
     };
     if let Ok(ended) = tokio::time::timeout(grace, connection).await {
         log_end(source, ended);
@@ -140,8 +151,9 @@ async fn until_denied(denylist: &Denylist, peer: Option<&Peer>) {
 /// A day at most, shorter by up to a tenth at random so that a fleet does not come back at once;
 /// never beyond the certificate's end.
 fn life(shared: &Shared, peer: Option<&Peer>) -> Duration {
-    let Some(peer) = peer else { return ANONYMOUS_LIFE };
-    let age = shared.max_age.mul_f64(0.9) + jittered(shared.max_age.mul_f64(0.05));
+    let Some(peer) = peer else { return shared.lifetimes.anonymous };
+    let longest = shared.lifetimes.connection;
+    let age = longest.mul_f64(0.9) + jittered(longest.mul_f64(0.05));
     let left = timestamp(peer.not_after).since(shared.clock.now());
     age.min(left)
 }
@@ -159,6 +171,7 @@ fn streams_of(peer: Option<&Peer>) -> u32 {
 struct PeerService {
     routes: Routes,
     caller: Arc<Caller>,
+    deadline: Duration,
 }
 
 impl hyper::service::Service<Request<Incoming>> for PeerService {
@@ -169,6 +182,7 @@ impl hyper::service::Service<Request<Incoming>> for PeerService {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let routes = self.routes.clone();
         let caller = Arc::clone(&self.caller);
-        Box::pin(async move { Ok(routes.answer(caller, request.map(Body::new)).await) })
+        let deadline = self.deadline;
+        Box::pin(async move { Ok(routes.answer(caller, deadline, request.map(Body::new)).await) })
     }
 }

@@ -12,6 +12,8 @@ use crate::refusal::Refusal;
 const DEFAULT: usize = 50;
 /// Most rows.
 const MAX: i32 = 1000;
+/// A page is full with this many bytes.
+pub const MAX_BYTES: usize = 1024 * 1024;
 
 /// Which rows to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,13 +68,30 @@ impl Page {
         }
     }
 
-    /// Cuts the row too many off; the token of the next page if there was one.
-    pub fn cut<T>(&self, rows: &mut Vec<T>, key: impl Fn(&T) -> String) -> String {
-        if rows.len() <= self.size {
-            return String::new();
+    /// Takes rows until the page is full; with the token of the next page if there is one.
+    ///
+    /// A page holds at least one row, and no more once `weight` in bytes has reached
+    /// [`MAX_BYTES`]: common clients take messages of 4 MiB.
+    ///
+    /// # Errors
+    /// What the rows yield.
+    pub fn collect<T>(
+        &self,
+        rows: impl Iterator<Item = Result<T, Refusal>>,
+        weight: impl Fn(&T) -> usize,
+        key: impl Fn(&T) -> String,
+    ) -> Result<(Vec<T>, String), Refusal> {
+        let (mut taken, mut bytes) = (Vec::new(), 0_usize);
+        for row in rows {
+            let row = row?;
+            if taken.len() >= self.size || bytes >= MAX_BYTES {
+                let token = taken.last().map(|row| self.token(&key(row))).unwrap_or_default();
+                return Ok((taken, token));
+            }
+            bytes = bytes.saturating_add(weight(&row));
+            taken.push(row);
         }
-        rows.truncate(self.size);
-        rows.last().map(|row| self.token(&key(row))).unwrap_or_default()
+        Ok((taken, String::new()))
     }
 
     fn token(&self, key: &str) -> String {
@@ -97,11 +116,15 @@ fn malformed() -> Refusal {
 mod tests {
     use super::*;
 
+    fn collect(page: &Page, rows: &[&str], weight: usize) -> (Vec<String>, String) {
+        let rows = rows.iter().map(|row| Ok((*row).to_owned()));
+        page.collect(rows, |_row| weight, Clone::clone).unwrap()
+    }
+
     #[test]
     fn tokens_continue_their_own_list_only() {
         let page = Page::parse("hosts", 2, "").unwrap();
-        let mut rows = vec!["a", "b", "c"];
-        let token = page.cut(&mut rows, |row| (*row).to_owned());
+        let (rows, token) = collect(&page, &["a", "b", "c"], 1);
         assert_eq!(rows, ["a", "b"]);
         assert_eq!(Page::parse("hosts", 2, &token).unwrap().after.as_deref(), Some("b"));
         assert!(Page::parse("instances", 2, &token).is_err());
@@ -111,7 +134,15 @@ mod tests {
     #[test]
     fn the_last_page_has_no_token() {
         let page = Page::parse("hosts", 2, "").unwrap();
-        assert_eq!(page.cut(&mut vec!["a", "b"], |row| (*row).to_owned()), "");
+        assert_eq!(collect(&page, &["a", "b"], 1).1, "");
+    }
+
+    #[test]
+    fn heavy_rows_fill_a_page_early() {
+        let page = Page::parse("hosts", 50, "").unwrap();
+        let (rows, token) = collect(&page, &["a", "b", "c"], MAX_BYTES);
+        assert_eq!(rows, ["a"]);
+        assert_eq!(Page::parse("hosts", 50, &token).unwrap().after.as_deref(), Some("a"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, Request, Response};
 use tonic::Status;
@@ -14,7 +15,6 @@ use tonic::codegen::Service;
 use tonic::server::NamedService;
 
 use crate::auth::{Caller, Kind, Method, authorise};
-use crate::connection::UNARY_DEADLINE;
 
 /// An answer on its way.
 pub type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
@@ -68,8 +68,13 @@ impl RoutesBuilder {
 }
 
 impl Routes {
-    /// Answers a request, or says why not.
-    pub async fn answer(&self, caller: Arc<Caller>, mut request: Request<Body>) -> Response<Body> {
+    /// Answers a request, or says why not; a unary call must be answered within `deadline`.
+    pub async fn answer(
+        &self,
+        caller: Arc<Caller>,
+        deadline: Duration,
+        mut request: Request<Body>,
+    ) -> Response<Body> {
         let path = request.uri().path().strip_prefix('/').unwrap_or_default().to_owned();
         let method = match authorise(&caller, &path) {
             Ok(Some(method)) => method,
@@ -81,21 +86,26 @@ impl Routes {
             return Status::unimplemented(format!("no method {path}")).into_http();
         };
         request.extensions_mut().insert(caller);
-        call(route, method, request).await
+        call(route, method, deadline, request).await
     }
 }
 
-async fn call(route: &Route, method: &Method, request: Request<Body>) -> Response<Body> {
+async fn call(
+    route: &Route,
+    method: &Method,
+    deadline: Duration,
+    request: Request<Body>,
+) -> Response<Body> {
     let answer = route(request);
     let mut response = match method.kind {
         Kind::Stream => answer.await,
-        Kind::Unary => match tokio::time::timeout(UNARY_DEADLINE, answer).await {
+        Kind::Unary => match tokio::time::timeout(deadline, answer).await {
             Ok(response) => response,
             Err(_elapsed) => {
                 return Status::deadline_exceeded(format!(
                     "{} took longer than {} s",
                     method.name,
-                    UNARY_DEADLINE.as_secs()
+                    deadline.as_secs()
                 ))
                 .into_http();
             }

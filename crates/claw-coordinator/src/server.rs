@@ -142,7 +142,7 @@ impl Coordinator {
                 denylist: Arc::clone(&fleet.denylist),
                 draining: draining.subscribe(),
                 clock: fleet.clock.clone(),
-                max_age: config.connection_max_age,
+                lifetimes: config.lifetimes,
             },
         };
         let maintenance = Maintenance {

@@ -27,11 +27,7 @@ impl AuditService for AuditApi {
         let (rows, next_page_token) = self
             .fleet
             .store
-            .read_long(move |connection, _keys| {
-                let mut rows = audit::list(connection, &request.resource, &page)?;
-                let token = page.cut(&mut rows, |row| row.id.to_string());
-                Ok((rows, token))
-            })
+            .read_long(move |connection, _keys| audit::list(connection, &request.resource, &page))
             .await?;
         let audit_entries = rows.into_iter().map(crate::view::audit_entry).collect();
         Ok(Response::new(fleet::ListAuditEntriesResponse { audit_entries, next_page_token }))

@@ -75,8 +75,7 @@ impl HostService for HostApi {
             .fleet
             .store
             .read_long(move |connection, _keys| {
-                let mut rows = hosts::list(connection, &page)?;
-                let token = page.cut(&mut rows, |row| row.name.to_string());
+                let (rows, token) = hosts::list(connection, &page)?;
                 let with_wanted = rows.into_iter().map(|row| {
                     let wanted = instances::names_of_host(connection, &row.name)?;
                     Ok((row, wanted))
@@ -190,9 +189,7 @@ impl HostService for HostApi {
             .store
             .read_long(move |connection, _keys| {
                 hosts::load(connection, &host)?;
-                let mut rows = events::list(connection, &host, instance.as_ref(), &page)?;
-                let token = page.cut(&mut rows, |row| row.id.to_string());
-                Ok((rows, token))
+                events::list(connection, &host, instance.as_ref(), &page)
             })
             .await?;
         let events = rows.into_iter().map(|row| row.event).collect();

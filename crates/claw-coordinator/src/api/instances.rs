@@ -113,8 +113,7 @@ impl InstanceService for InstanceApi {
             .fleet
             .store
             .read_long(move |connection, _keys| {
-                let mut rows = instances::list(connection, host.as_ref(), &page)?;
-                let token = page.cut(&mut rows, |row| row.name.to_string());
+                let (rows, token) = instances::list(connection, host.as_ref(), &page)?;
                 Ok((with_hosts(connection, rows)?, token))
             })
             .await?;

@@ -70,11 +70,7 @@ impl JoinTokenService for JoinTokenApi {
         let (rows, next_page_token) = self
             .fleet
             .store
-            .read_long(move |connection, _keys| {
-                let mut rows = tokens::list(connection, &page)?;
-                let token = page.cut(&mut rows, |row| row.id.clone());
-                Ok((rows, token))
-            })
+            .read_long(move |connection, _keys| tokens::list(connection, &page))
             .await?;
         let join_tokens = rows.iter().map(crate::view::join_token).collect();
         Ok(Response::new(fleet::ListJoinTokensResponse { join_tokens, next_page_token }))

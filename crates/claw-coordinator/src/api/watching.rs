@@ -161,9 +161,8 @@ impl Watching {
                 .fleet
                 .store
                 .read_long(move |connection, _keys| {
-                    let mut rows = instances::list(connection, host.as_ref(), &page)?;
-                    let more = !page.cut(&mut rows, |row| row.name.to_string()).is_empty();
-                    Ok((with_hosts(connection, rows)?, more))
+                    let (rows, next) = instances::list(connection, host.as_ref(), &page)?;
+                    Ok((with_hosts(connection, rows)?, !next.is_empty()))
                 })
                 .await;
             let (rows, more) = rows?;

@@ -7,6 +7,9 @@ use super::time;
 use crate::page::Page;
 use crate::refusal::Refusal;
 
+/// What an entry shows besides its summary, roughly.
+const ROW_BYTES: usize = 512;
+
 /// One entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -50,7 +53,7 @@ pub(crate) fn append(connection: &Connection, at: Timestamp, entry: &Entry) -> R
     Ok(())
 }
 
-/// One page, newest first, of one resource or of all, and one more row if there are more.
+/// One page, newest first, of one resource or of all, and the token of the next.
 ///
 /// # Errors
 /// [`Refusal::Internal`]
@@ -58,7 +61,7 @@ pub fn list(
     connection: &Connection,
     resource: &str,
     page: &Page,
-) -> Result<Vec<AuditRow>, Refusal> {
+) -> Result<(Vec<AuditRow>, String), Refusal> {
     let filter = if resource.is_empty() { "?1 = ''" } else { "resource = ?1" };
     let mut statement = connection.prepare_cached(&format!(
         "SELECT id, at_ms, principal, source, method, resource, summary FROM audit
@@ -78,5 +81,6 @@ pub fn list(
             },
         })
     })?;
-    rows.map(|row| Ok(row?)).collect()
+    let weight = |row: &AuditRow| ROW_BYTES + row.entry.summary.len();
+    page.collect(rows.map(|row| Ok(row?)), weight, |row| row.id.to_string())
 }

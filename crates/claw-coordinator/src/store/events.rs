@@ -15,6 +15,9 @@ use crate::refusal::Refusal;
 /// Most events kept per host; older ones go when it is exceeded.
 pub const KEPT: i64 = 10_000;
 
+/// What an event shows besides its message, roughly.
+const ROW_BYTES: usize = 256;
+
 /// An event that the coordinator itself reports of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnEvent {
@@ -83,7 +86,7 @@ pub(crate) fn append_own(
     trim(connection, host)
 }
 
-/// One page, oldest first, and one more row if there are more.
+/// One page, oldest first, and the token of the next.
 ///
 /// # Errors
 /// [`Refusal::Internal`]
@@ -92,7 +95,7 @@ pub fn list(
     host: &HostName,
     instance: Option<&InstanceName>,
     page: &Page,
-) -> Result<Vec<EventRow>, Refusal> {
+) -> Result<(Vec<EventRow>, String), Refusal> {
     let filter = if instance.is_some() { "instance = ?2" } else { "?2 = ''" };
     let mut statement = connection.prepare_cached(&format!(
         "SELECT id, sequence, at_ms, instance, kind, severity, message FROM event
@@ -111,7 +114,8 @@ pub fn list(
         };
         Ok(EventRow { id: row.get("id")?, event })
     })?;
-    rows.map(|row| Ok(row?)).collect()
+    let weight = |row: &EventRow| ROW_BYTES + row.event.message.len();
+    page.collect(rows.map(|row| Ok(row?)), weight, |row| row.id.to_string())
 }
 
 fn insert(

@@ -53,6 +53,9 @@ impl HostRow {
     }
 }
 
+/// What a host shows besides its labels, roughly.
+const ROW_BYTES: usize = 1024;
+
 const COLUMNS: &str = "name, uid, message, cordoned, revision, created_ms, updated_ms, joined_ms, \
     revoked, certificate_expires_ms, last_seen_ms, epoch, generation, digest, event_stream, \
     next_event";
@@ -77,16 +80,20 @@ pub fn load(connection: &Connection, name: &HostName) -> Result<HostRow, Refusal
     find(connection, name)?.ok_or_else(|| Refusal::NotFound { resource: format!("hosts/{name}") })
 }
 
-/// One page by name, and one more row if there are more.
+/// One page by name, and the token of the next.
 ///
 /// # Errors
 /// [`Refusal::Internal`]
-pub fn list(connection: &Connection, page: &Page) -> Result<Vec<HostRow>, Refusal> {
+pub fn list(connection: &Connection, page: &Page) -> Result<(Vec<HostRow>, String), Refusal> {
     let sql = format!("SELECT {COLUMNS} FROM host WHERE name > ?1 ORDER BY name LIMIT ?2");
     let mut statement = connection.prepare_cached(&sql)?;
     let after = page.after.as_deref().unwrap_or_default();
     let rows = statement.query_map((after, page.fetch()), |row| Ok(from_row(row)))?;
-    rows.map(|row| row?).collect()
+    let weight = |host: &HostRow| {
+        let labels = host.labels.iter().map(|(key, value)| key.len() + value.len());
+        ROW_BYTES + labels.sum::<usize>()
+    };
+    page.collect(rows.map(|row| row?), weight, |host| host.name.to_string())
 }
 
 /// Names of all hosts.

@@ -89,6 +89,9 @@ impl std::fmt::Debug for InstanceRow {
     }
 }
 
+/// What an instance shows besides its spec, roughly.
+const ROW_BYTES: usize = 2048;
+
 const COLUMNS: &str = "name, uid, host, spec, sealed, restarts, rebuilds, revision, generation, \
     created_ms, updated_ms, deleted_ms";
 
@@ -113,7 +116,7 @@ pub fn load(connection: &Connection, name: &InstanceName) -> Result<InstanceRow,
         .ok_or_else(|| Refusal::NotFound { resource: format!("instances/{name}") })
 }
 
-/// One page by name, of one host or of all, and one more row if there are more.
+/// One page by name, of one host or of all, and the token of the next.
 ///
 /// # Errors
 /// [`Refusal::Internal`]
@@ -121,7 +124,7 @@ pub fn list(
     connection: &Connection,
     host: Option<&HostName>,
     page: &Page,
-) -> Result<Vec<InstanceRow>, Refusal> {
+) -> Result<(Vec<InstanceRow>, String), Refusal> {
     let filter = if host.is_some() { "host = ?1" } else { "?1 = ''" };
     let sql = format!(
         "SELECT {COLUMNS} FROM instance WHERE {filter} AND name > ?2 ORDER BY name LIMIT ?3"
@@ -129,8 +132,14 @@ pub fn list(
     let mut statement = connection.prepare_cached(&sql)?;
     let host = host.map(HostName::as_str).unwrap_or_default();
     let after = page.after.as_deref().unwrap_or_default();
-    let rows = statement.query_map((host, after, page.fetch()), |row| Ok(from_row(row)))?;
-    rows.map(|row| row?).collect()
+    let rows = statement.query_map((host, after, page.fetch()), |row| {
+        let bytes = row.get_ref("spec")?.as_blob().map_or(0, <[u8]>::len);
+        Ok(from_row(row).map(|instance| (instance, bytes)))
+    })?;
+    let weight = |(_, bytes): &(InstanceRow, usize)| ROW_BYTES + bytes;
+    let key = |(instance, _): &(InstanceRow, usize)| instance.name.to_string();
+    let (rows, token) = page.collect(rows.map(|row| row?), weight, key)?;
+    Ok((rows.into_iter().map(|(instance, _)| instance).collect(), token))
 }
 
 /// Every instance of a host.

@@ -9,6 +9,9 @@ use super::{time, time_or_none};
 use crate::page::Page;
 use crate::refusal::Refusal;
 
+/// What a token shows, roughly.
+const ROW_BYTES: usize = 256;
+
 /// One token as stored.
 #[derive(Debug, Clone)]
 pub struct TokenRow {
@@ -40,16 +43,16 @@ pub fn find(connection: &Connection, id: &str) -> Result<Option<TokenRow>, Refus
         .transpose()
 }
 
-/// One page by id, and one more row if there are more.
+/// One page by id, and the token of the next.
 ///
 /// # Errors
 /// [`Refusal::Internal`]
-pub fn list(connection: &Connection, page: &Page) -> Result<Vec<TokenRow>, Refusal> {
+pub fn list(connection: &Connection, page: &Page) -> Result<(Vec<TokenRow>, String), Refusal> {
     let sql = format!("SELECT {COLUMNS} FROM join_token WHERE id > ?1 ORDER BY id LIMIT ?2");
     let mut statement = connection.prepare_cached(&sql)?;
     let after = page.after.as_deref().unwrap_or_default();
     let rows = statement.query_map((after, page.fetch()), |row| Ok(from_row(row)))?;
-    rows.map(|row| row?).collect()
+    page.collect(rows.map(|row| row?), |_row| ROW_BYTES, |row| row.id.clone())
 }
 
 pub(crate) fn insert(connection: &Connection, token: &TokenRow) -> Result<(), Refusal> {

@@ -1,0 +1,13 @@
+//! The coordinator from outside: real mTLS over loopback, a real store in a temporary directory.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its fixtures too")]
+
+mod api;
+mod attacks;
+mod changes;
+mod cli;
+mod enrolment;
+mod fixture;
+mod hostile_bytes;
+mod restart;
+mod sessions;
+mod watching;
