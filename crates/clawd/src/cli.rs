@@ -133,7 +133,7 @@ fn read(path: &Path) -> std::io::Result<Zeroizing<String>> {
 }
 
 fn system_host_name() -> String {
-    let name = nix::unistd::gethostname().map_or_else(|_error| OsString::new(), |name| name);
+    let name = nix::unistd::gethostname().unwrap_or_else(|_error| OsString::new());
     let name = name.to_string_lossy();
     name.split('.').next().unwrap_or_default().to_ascii_lowercase()
 }

@@ -337,6 +337,12 @@ mod tests {
     }
 
     #[test]
+    fn the_shipped_file_holds_exactly_the_defaults() {
+        let shipped = include_str!("../../../packaging/clawd/clawd.toml");
+        assert_eq!(parse(shipped).unwrap(), parse("").unwrap());
+    }
+
+    #[test]
     fn every_fault_is_reported_at_once() {
         let text = "
             coordinator.endpoint = 'nowhere'

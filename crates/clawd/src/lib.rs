@@ -18,6 +18,10 @@ pub mod cli;
 pub mod config;
 pub mod join;
 pub mod joined;
+#[cfg(feature = "testing")]
+pub mod contract;
+#[cfg(feature = "testing")]
+pub mod fakes;
 pub mod journal;
 pub mod logging;
 pub mod machine;

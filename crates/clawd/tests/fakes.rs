@@ -1,4 +1,5 @@
 //! The fakes, held to the contracts of their ports, as the adapters are in `real_adapters.rs`.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its fixtures too")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;

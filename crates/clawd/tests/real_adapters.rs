@@ -290,6 +290,8 @@ async fn a_gateway_is_seen_directly_and_through_nginx() {
         ..host.clone()
     };
     contract::gateway(&gateway, &host, &absent).await.unwrap();
+    let through = openclaw::probe::Target::new(lab.nginx.listen()).host(&host.hostnames[0]);
+    through.probe_websocket_upgrade("/", Duration::from_secs(5)).await.unwrap();
     let (status, body) = request("nobody.example", "/startupz").await;
     assert_eq!((status, body.as_str()), (404, "no instance is served under this name\n"));
 

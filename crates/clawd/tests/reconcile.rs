@@ -1,5 +1,4 @@
 //! The executor and the loops on a machine in memory: converging whatever fails, wherever it is ended.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its fixtures too")]
 
 mod support;
 

@@ -1,5 +1,4 @@
 //! The session against a coordinator in this process: real TLS, real HTTP/2, a scripted server.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its fixtures too")]
 
 mod coordinator;
 mod support;

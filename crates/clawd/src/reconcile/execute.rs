@@ -160,8 +160,8 @@ pub async fn carry_out<M: Machine>(
             let limit = limit(step);
             let outcome = within(agent.machine.clock(), limit, one(agent, name, step, show)).await;
             let outcome = outcome.map_err(StepError::from).and_then(|outcome| outcome);
-            let text = outcome.as_ref().map(|()| ()).map_err(|error| crate::logging::chain(error));
-            ledger.close(first + index, text);
+            let text = outcome.as_ref().err().map(|error| crate::logging::chain(error));
+            ledger.close(first + index, text.map_or(Ok(()), Err));
             outcome.map_err(|source| StepFailure { step: step.name(), source })
         });
         let outcomes = futures_util::future::join_all(work).await;

@@ -30,7 +30,7 @@ use crate::journal::Remembered;
 use crate::logging::chain;
 use crate::machine::Machine;
 use crate::ports::{Clock as _, Gateway as _, GatewayAnswer, Host as _, RuntimeError};
-use describe::Describer;
+use describe::{Describer, Seen};
 
 /// After a step failed.
 const STEP_RETRY: Bounds =
@@ -52,11 +52,12 @@ pub(super) struct InstanceLoop<M> {
     pulse: Rc<Pulse>,
     remembered: Remembered,
     facts: Option<Facts>,
+    looked_at: Timestamp,
     health: HealthWatch,
     retries: Retries,
     repeats: (String, u32),
     describer: Describer,
-    adopting: bool,
+    first_look: bool,
 }
 
 /// What the watchdog sees of a loop.
@@ -118,11 +119,12 @@ impl<M: Machine> InstanceLoop<M> {
             pulse,
             remembered,
             facts: None,
+            looked_at: Timestamp::default(),
             health: HealthWatch::default(),
             retries: Retries::new(),
             repeats: (String::new(), 0),
             describer,
-            adopting: true,
+            first_look: true,
         }
     }
 
@@ -155,7 +157,7 @@ impl<M: Machine> InstanceLoop<M> {
         let now = self.now();
         let observed = self.observed(now);
         let plan = plan(desired, &observed, now);
-        self.describer.describe(&self.agent, desired, &plan, &observed, &self.remembered, now);
+        self.describe(desired, &plan, now);
         self.announce_health(&plan);
         if plan.stages.is_empty() {
             self.repeats = (String::new(), 0);
@@ -177,26 +179,32 @@ impl<M: Machine> InstanceLoop<M> {
         };
         self.agent.runtime_answers(Ok(()));
         self.retries.look.reset();
+        let first = std::mem::take(&mut self.first_look);
         if let Some(container) = &facts.runtime.container {
+            if first && matches!(container.state, ContainerState::Running { .. }) {
+                let message = format!("took over container {}", short(&container.id));
+                self.agent.event(Some(&desired.name), EventKind::Adopted, Severity::Info, message);
+            }
             self.note(desired, container);
         }
         let now = self.now();
         let container = facts.runtime.container.as_ref();
         self.health.follow(container, self.remembered.healthy.as_ref(), now);
+        self.looked_at = now;
         self.facts = Some(facts);
         Ok(())
+    }
+
+    fn describe(&mut self, desired: &DesiredInstance, plan: &Plan, now: Timestamp) {
+        let container = self.facts.as_ref().and_then(|facts| facts.runtime.container.as_ref());
+        let seen = Seen { container, health: self.health.health(), remembered: &self.remembered };
+        self.describer.describe(&self.agent, desired, plan, &seen, now);
     }
 
     fn note(&mut self, desired: &DesiredInstance, container: &ObservedContainer) {
         let boot = self.agent.machine.host().boot_id();
         if exits::complete_start(&mut self.remembered, container) {
             self.save(desired);
-        }
-        if std::mem::take(&mut self.adopting)
-            && matches!(container.state, ContainerState::Running { .. })
-        {
-            let message = format!("took over container {}", short(&container.id));
-            self.agent.event(Some(&desired.name), EventKind::Adopted, Severity::Info, message);
         }
         let fallback = digest_of(desired);
         if let Some(noted) = exits::note(&mut self.remembered, container, fallback, &boot) {
@@ -324,13 +332,15 @@ impl<M: Machine> InstanceLoop<M> {
     }
 
     fn succeeded(&mut self, plan: &Plan) {
-        self.retries.step.reset();
-        self.describer.failure = None;
-        if execute::steps(plan).any(|step| matches!(step, Step::PullImage { .. })) {
-            self.retries.pull.reset();
-        }
         if execute::steps(plan).any(|step| matches!(step, Step::PublishProxy { .. })) {
             self.retries.publish_not_before = None;
+        }
+        if self.retries.publish_not_before.is_none() {
+            self.retries.step.reset();
+            self.describer.failure = None;
+        }
+        if execute::steps(plan).any(|step| matches!(step, Step::PullImage { .. })) {
+            self.retries.pull.reset();
         }
     }
 
@@ -378,9 +388,10 @@ impl<M: Machine> InstanceLoop<M> {
         let (clock, settings) = (agent.machine.clock(), &agent.settings);
         let now = self.now();
         let publish = self.retries.publish_not_before.filter(|at| *at > now);
-        let due = until.into_iter().chain(publish).min();
+        let resync = self.looked_at.after(settings.resync);
+        let due = until.into_iter().chain(publish).fold(resync, Timestamp::min);
         // One more millisecond: a point in time is past only after it.
-        let pause = due.map_or(settings.resync, |at| at.since(now) + Duration::from_millis(1));
+        let pause = due.since(now).saturating_add(Duration::from_millis(1));
         let watched = self.watched_host(desired).filter(|_| self.is_running());
         let before_look = self.health.pause(settings, now);
         let look = async {

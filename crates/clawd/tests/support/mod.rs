@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use claw_core::event::{Event, EventKind};
 use claw_core::host::HostState;
 use claw_core::name::{EnvName, ImageRef, InstanceName};
@@ -74,7 +73,7 @@ pub(crate) fn state(instances: &[(&str, InstanceSpec)]) -> HostState {
 }
 
 pub(crate) fn offer(epoch: u64, generation: u64, state: &HostState) -> Offer {
-    let bytes = Bytes::from(encode_host_state(state));
+    let bytes = encode_host_state(state);
     let digest = Digest::of(&bytes);
     let stamp = Stamp { epoch: Epoch(epoch), generation: Generation(generation), digest };
     Offer { stamp, bytes }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use claw_core::event::{EventKind, Severity};
-use claw_core::observed::{ContainerState, ObservedInstance};
+use claw_core::observed::{ContainerState, Health, ObservedContainer};
 use claw_core::plan::{DesiredInstance, Plan, Wait};
 use claw_core::report::{HealthChange, InstanceReport, Phase};
 use claw_core::time::Timestamp;
@@ -21,6 +21,13 @@ pub(super) struct Describer {
     before: Phase,
     /// Why the last step failed.
     pub(super) failure: Option<String>,
+}
+
+/// What a report is made from beside the plan.
+pub(super) struct Seen<'a> {
+    pub(super) container: Option<&'a ObservedContainer>,
+    pub(super) health: &'a Health,
+    pub(super) remembered: &'a Remembered,
 }
 
 impl Describer {
@@ -44,8 +51,7 @@ impl Describer {
         agent: &Agent<M>,
         desired: &DesiredInstance,
         plan: &Plan,
-        observed: &ObservedInstance,
-        remembered: &Remembered,
+        seen: &Seen<'_>,
         now: Timestamp,
     ) {
         let mut report = self.report.borrow_mut();
@@ -57,7 +63,7 @@ impl Describer {
             let change = HealthChange { at: now, phase: report.phase, message: report.message.clone() };
             push_health(&mut report.health_history, change);
         }
-        let container = observed.container.as_ref();
+        let container = seen.container;
         report.container_id = container.map(|container| container.id.clone());
         let running = container.and_then(|container| match container.state {
             ContainerState::Running { since, pid } => Some((since, pid)),
@@ -65,10 +71,10 @@ impl Describer {
         });
         report.started_at = running.map(|(since, _)| since);
         self.pid.set(running.map(|(_, pid)| pid));
-        report.restart_count = remembered.restart_count;
-        report.last_exit = remembered.last_exit;
-        report.healthy_since = observed.health.healthy_since;
-        report.ready = observed.health.ready;
+        report.restart_count = seen.remembered.restart_count;
+        report.last_exit = seen.remembered.last_exit;
+        report.healthy_since = seen.health.healthy_since;
+        report.ready = seen.health.ready;
         agent.board.report(report.clone(), self.pid.get());
     }
 

@@ -1,0 +1,72 @@
+//! A fake of every port, for tests: a machine in memory that behaves as the contract suites say, and
+//! fails on demand.
+//!
+//! All parts of one [`FakeMachine`] share their state, and clones share it too: a second agent finds the
+//! machine as the first one left it.
+//!
+//! Where to start: [`FakeMachine::new`], then [`Mishaps`] for failures.
+
+mod clock;
+mod files;
+mod gateway;
+mod host;
+mod mishap;
+mod proxy;
+mod runtime;
+
+use crate::machine::Ports;
+
+pub use clock::FakeClock;
+pub use files::FakeFiles;
+pub use gateway::FakeGateway;
+pub use host::FakeHost;
+pub use mishap::{Mishap, Mishaps};
+pub use proxy::FakeProxy;
+pub use runtime::FakeRuntime;
+
+/// A machine in memory.
+pub type FakeMachine =
+    Ports<FakeRuntime, FakeFiles, FakeProxy, FakeGateway, FakeHost, FakeClock>;
+
+impl FakeMachine {
+    /// An empty machine on which `images` can be pulled.
+    #[must_use]
+    pub fn new(images: &[&str]) -> Self {
+        let (mishaps, clock) = (Mishaps::default(), FakeClock::default());
+        let runtime = FakeRuntime::new(images, mishaps.clone(), clock.clone());
+        Self {
+            gateway: FakeGateway::new(runtime.clone()),
+            files: FakeFiles::new(mishaps.clone()),
+            proxy: FakeProxy::new(mishaps),
+            host: FakeHost::default(),
+            runtime,
+            clock,
+        }
+    }
+
+    /// What fails next.
+    #[must_use]
+    pub const fn mishaps(&self) -> &Mishaps {
+        self.runtime.mishaps()
+    }
+
+    /// The host loses its power and boots again: containers are down, secrets are gone.
+    pub fn power_cycle(&self, boot_id: &str) {
+        self.host.boot(boot_id);
+        self.files.lose_tmpfs();
+        self.runtime.end_all(255);
+    }
+}
+
+impl Clone for FakeMachine {
+    fn clone(&self) -> Self {
+        Self {
+            runtime: self.runtime.clone(),
+            files: self.files.clone(),
+            proxy: self.proxy.clone(),
+            gateway: self.gateway.clone(),
+            host: self.host.clone(),
+            clock: self.clock.clone(),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Gateways in their containers.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use claw_core::name::InstanceName;
+use claw_core::plan::VirtualHost;
+
+use super::FakeRuntime;
+use crate::ports::{Gateway, GatewayAnswer};
+
+/// Answers "started" as soon as the container runs, unless told otherwise.
+#[derive(Debug, Clone)]
+pub struct FakeGateway {
+    runtime: FakeRuntime,
+    answers: Rc<RefCell<BTreeMap<InstanceName, Told>>>,
+    looks: Rc<RefCell<u64>>,
+}
+
+#[derive(Debug, Clone)]
+enum Told {
+    Answer(GatewayAnswer),
+    Hang,
+}
+
+impl FakeGateway {
+    pub(super) fn new(runtime: FakeRuntime) -> Self {
+        Self { runtime, answers: Rc::default(), looks: Rc::default() }
+    }
+
+    /// Answers this from now on, while the container runs.
+    pub fn answer(&self, name: &InstanceName, answer: GatewayAnswer) {
+        self.answers.borrow_mut().insert(name.clone(), Told::Answer(answer));
+    }
+
+    /// Does not answer at all from now on.
+    pub fn hang(&self, name: &InstanceName) {
+        self.answers.borrow_mut().insert(name.clone(), Told::Hang);
+    }
+
+    /// Answers well again.
+    pub fn recover(&self, name: &InstanceName) {
+        self.answers.borrow_mut().remove(name);
+    }
+
+    /// How often somebody has looked.
+    #[must_use]
+    pub fn looks(&self) -> u64 {
+        *self.looks.borrow()
+    }
+}
+
+impl Gateway for FakeGateway {
+    async fn look(&self, host: &VirtualHost) -> GatewayAnswer {
+        *self.looks.borrow_mut() += 1;
+        if !self.runtime.is_running(&host.instance) {
+            return GatewayAnswer::Failing("nothing listens".to_owned());
+        }
+        let told = self.answers.borrow().get(&host.instance).cloned();
+        match told {
+            None => GatewayAnswer::Started { ready: true },
+            Some(Told::Answer(answer)) => answer,
+            // The port's own bound of 5 s, without the wait.
+            Some(Told::Hang) => GatewayAnswer::Failing("no answer within 5 s".to_owned()),
+        }
+    }
+}
