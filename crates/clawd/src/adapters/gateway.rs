@@ -87,3 +87,83 @@ fn causes(error: &ProbeError) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use claw_core::name::InstanceName;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const STARTED: (u16, &str) = (200, r#"{"ok":true,"status":"started"}"#);
+    const STARTING: (u16, &str) = (503, r#"{"ok":false,"status":"starting"}"#);
+    const DRAINING: (u16, &str) = (503, r#"{"ok":false,"status":"draining"}"#);
+    const READY: (u16, &str) = (200, r#"{"ready":true,"failing":[]}"#);
+    const NOT_READY: (u16, &str) = (503, r#"{"ready":false,"failing":["telegram"]}"#);
+    const PAGE: (u16, &str) = (200, "<!doctype html>");
+
+    /// A server that answers `/startupz` and `/readyz`, and wants every request to have `header`.
+    async fn server(
+        startup: (u16, &'static str),
+        ready: (u16, &'static str),
+        header: &'static str,
+    ) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = vec![0; 4096];
+                let length = stream.read(&mut request).await.unwrap();
+                let request = String::from_utf8_lossy(&request[..length]).into_owned();
+                let (status, body) = match request.split(' ').nth(1) {
+                    _ if !request.contains(header) => (400, "the header is missing"),
+                    Some("/startupz") => startup,
+                    Some("/readyz") => ready,
+                    _ => PAGE,
+                };
+                let length = body.len();
+                let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n");
+                stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+            }
+        });
+        address
+    }
+
+    async fn look(
+        startup: (u16, &'static str),
+        ready: (u16, &'static str),
+        proxied: (u16, &'static str),
+    ) -> GatewayAnswer {
+        let host = VirtualHost {
+            instance: InstanceName::parse("demo").unwrap(),
+            hostnames: vec!["a.example".to_owned(), "demo.claw.localhost".to_owned()],
+            upstream: server(startup, ready, "x-forwarded-for: 192.0.2.1\r\n").await,
+        };
+        let proxy = server(proxied, PAGE, "host: demo.claw.localhost\r\n").await;
+        OpenClaw::new(proxy).look(&host).await
+    }
+
+    #[tokio::test]
+    async fn both_ways_must_have_started() {
+        let started = |ready| GatewayAnswer::Started { ready };
+        assert_eq!(look(STARTED, READY, STARTED).await, started(true));
+        assert_eq!(look(STARTED, NOT_READY, STARTED).await, started(false));
+        assert_eq!(look(STARTED, PAGE, STARTED).await, started(false), "ready is only reported");
+        assert_eq!(look(DRAINING, READY, STARTED).await, GatewayAnswer::Draining);
+        assert_eq!(look(STARTED, READY, DRAINING).await, GatewayAnswer::Draining);
+        assert_eq!(look(STARTING, READY, STARTED).await, GatewayAnswer::Starting(String::new()));
+    }
+
+    #[tokio::test]
+    async fn causes_are_given() {
+        let GatewayAnswer::Failing(cause) = look(PAGE, READY, STARTED).await else {
+            panic!("the web interface is no answer")
+        };
+        assert!(cause.contains("an HTML page"), "{cause}");
+        let GatewayAnswer::ProxyFailing(cause) = look(STARTED, READY, (404, "none")).await else {
+            panic!("the proxy does not know it")
+        };
+        assert_eq!(cause, "unexpected status 404");
+    }
+}
