@@ -36,6 +36,14 @@ struct Session<'a> {
     err: &'a mut dyn Write,
 }
 
+/// Whether a change is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Commit,
+    /// The coordinator checks everything and changes nothing: `validate_only`.
+    Check,
+}
+
 /// What `apply` and `create` read besides: standard input and variables.
 struct Sources<'a> {
     stdin: &'a mut dyn Read,
@@ -111,6 +119,13 @@ impl Prepared {
             | Command::InstanceGroup(InstanceGroup::Create(_) | InstanceGroup::Delete(_))
             | Command::Completions { .. } => Ok(()),
         }
+    }
+}
+
+impl Mode {
+    /// From the flag `--dry-run`.
+    fn of(dry_run: bool) -> Self {
+        if dry_run { Self::Check } else { Self::Commit }
     }
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use tonic::Code;
 
 use super::instance::{self, NewInstance};
-use super::{Session, Sources, host};
+use super::{Mode, Session, Sources, host};
 use crate::cli::{ApplyArgs, Format, Until};
 use crate::clock;
 use crate::connection::{Connection, Repeat};
@@ -21,7 +21,7 @@ use crate::view::id;
 /// Everything that `apply` will send.
 pub(super) struct Plan {
     items: Vec<Item>,
-    dry_run: bool,
+    mode: Mode,
     wait: bool,
 }
 
@@ -61,7 +61,7 @@ impl Plan {
             .into_iter()
             .map(|located| Item::read(located, sources))
             .collect::<Result<_, _>>()?;
-        Ok(Self { items, dry_run: arguments.dry_run, wait: arguments.wait })
+        Ok(Self { items, mode: Mode::of(arguments.dry_run), wait: arguments.wait })
     }
 }
 
@@ -85,14 +85,14 @@ impl Item {
     async fn apply(
         self,
         connection: &Connection,
-        dry_run: bool,
+        mode: Mode,
         waits: &mut BTreeMap<Until, Vec<String>>,
     ) -> Result<Outcome, CommandError> {
         match self {
-            Self::Host(document) => host::apply(connection, &document, dry_run).await,
+            Self::Host(document) => host::apply(connection, &document, mode).await,
             Self::Instance { name, host, wanted } => {
                 let (outcome, after) =
-                    apply_instance(connection, name.clone(), host, *wanted, dry_run).await?;
+                    apply_instance(connection, name.clone(), host, *wanted, mode).await?;
                 // What the file leaves open is as it was.
                 let run_state = after.spec.unwrap_or_default().run_state;
                 let stopped = run_state == i32::from(fleet::RunState::Stopped);
@@ -119,9 +119,9 @@ pub(super) async fn run(plan: Plan, session: &mut Session<'_>) -> Result<(), Com
     let mut failures: Vec<CommandError> = Vec::new();
     for item in plan.items {
         let resource = item.resource();
-        match Box::pin(item.apply(&session.connection, plan.dry_run, &mut waits)).await {
+        match Box::pin(item.apply(&session.connection, plan.mode, &mut waits)).await {
             Ok(outcome) => {
-                let line = Applied { resource, outcome, dry_run: plan.dry_run };
+                let line = Applied { resource, outcome, dry_run: plan.mode == Mode::Check };
                 if session.output.format == Format::Table {
                     session.output.value(&line, &line.text())?;
                 }
@@ -151,12 +151,12 @@ async fn apply_instance(
     name: String,
     host: String,
     mut wanted: Wanted,
-    dry_run: bool,
+    mode: Mode,
 ) -> Result<(Outcome, fleet::Instance), CommandError> {
     let before = match instance::get(connection, &name).await {
         Ok(before) => before,
         Err(CommandError::Call(error)) if error.code == Code::NotFound => {
-            let new = NewInstance { name, host, wanted, dry_run, wait: false };
+            let new = NewInstance { name, host, wanted, mode, wait: false };
             let after = instance::send_create(connection, &new).await?;
             return Ok((Outcome::Created, after));
         }
@@ -171,7 +171,7 @@ async fn apply_instance(
     if old_spec.secrets.contains_key(GATEWAY_TOKEN) {
         wanted.spec.secrets.entry(GATEWAY_TOKEN.to_owned()).or_default();
     }
-    let after = update(connection, &before, wanted, dry_run).await?;
+    let after = update(connection, &before, wanted, mode).await?;
     let same = after.etag == before.etag && after.spec == before.spec;
     Ok((if same { Outcome::Unchanged } else { Outcome::Updated }, after))
 }
@@ -180,7 +180,7 @@ async fn update(
     connection: &Connection,
     before: &fleet::Instance,
     wanted: Wanted,
-    dry_run: bool,
+    mode: Mode,
 ) -> Result<fleet::Instance, CommandError> {
     let mut request = fleet::UpdateInstanceRequest {
         instance: Some(fleet::Instance {
@@ -190,7 +190,7 @@ async fn update(
             etag: before.etag.clone(),
             ..fleet::Instance::default()
         }),
-        validate_only: dry_run,
+        validate_only: mode == Mode::Check,
         request_id: clock::request_id(),
         ..fleet::UpdateInstanceRequest::default()
     };

@@ -7,8 +7,8 @@ use claw_proto::fleet::v1::host_service_client::HostServiceClient;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use super::Session;
 use super::apply::Outcome;
+use super::{Mode, Session};
 use crate::cli::{Format, HostCommand};
 use crate::clock;
 use crate::connection::{Connection, MAX_ANSWER, PAGE_SIZE, Repeat};
@@ -17,6 +17,13 @@ use crate::file::HostDocument;
 use crate::view::event::EventView;
 use crate::view::host::HostView;
 use crate::view::{Resource as _, id};
+
+/// Whether instances may be placed on a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cordon {
+    Set,
+    Lifted,
+}
 
 pub(super) async fn run(
     command: HostCommand,
@@ -31,7 +38,7 @@ pub(super) async fn run(
         HostCommand::Create { name, labels, cordoned } => {
             let labels: BTreeMap<String, String> = labels.into_iter().collect();
             let host = fleet::Host { labels, cordoned, ..fleet::Host::default() };
-            let host = create(&session.connection, id(&name), host, false).await?;
+            let host = create(&session.connection, id(&name), host, Mode::Commit).await?;
             answer(host, "created", session)
         }
         HostCommand::Delete { name } => {
@@ -45,8 +52,8 @@ pub(super) async fn run(
             let value = BTreeMap::from([("resource", resource.as_str()), ("outcome", "deleted")]);
             Ok(session.output.value(&value, &text)?)
         }
-        HostCommand::Cordon { name } => cordon(id(&name), true, session).await,
-        HostCommand::Uncordon { name } => cordon(id(&name), false, session).await,
+        HostCommand::Cordon { name } => cordon(id(&name), Cordon::Set, session).await,
+        HostCommand::Uncordon { name } => cordon(id(&name), Cordon::Lifted, session).await,
         HostCommand::Revoke { name } => revoke(id(&name), session).await,
         HostCommand::Events { name, instance } => {
             events(id(&name), instance.as_deref(), session).await
@@ -58,7 +65,7 @@ pub(super) async fn run(
 pub(super) async fn apply(
     connection: &Connection,
     document: &HostDocument,
-    dry_run: bool,
+    mode: Mode,
 ) -> Result<Outcome, CommandError> {
     let name = id(&document.name);
     let before = match get(connection, name).await {
@@ -69,7 +76,7 @@ pub(super) async fn apply(
                 cordoned: document.cordoned.unwrap_or_default(),
                 ..fleet::Host::default()
             };
-            create(connection, name, host, dry_run).await?;
+            create(connection, name, host, mode).await?;
             return Ok(Outcome::Created);
         }
         Err(error) => return Err(error),
@@ -86,7 +93,7 @@ pub(super) async fn apply(
         cordoned,
         ..fleet::Host::default()
     };
-    update(connection, host, &["labels", "cordoned"], dry_run).await?;
+    update(connection, host, &["labels", "cordoned"], mode).await?;
     Ok(Outcome::Updated)
 }
 
@@ -125,12 +132,12 @@ async fn create(
     connection: &Connection,
     name: &str,
     host: fleet::Host,
-    dry_run: bool,
+    mode: Mode,
 ) -> Result<fleet::Host, CommandError> {
     let request = fleet::CreateHostRequest {
         host_id: name.to_owned(),
         host: Some(host),
-        validate_only: dry_run,
+        validate_only: mode == Mode::Check,
         request_id: clock::request_id(),
     };
     let answer = connection
@@ -148,12 +155,12 @@ async fn update(
     connection: &Connection,
     host: fleet::Host,
     paths: &[&str],
-    dry_run: bool,
+    mode: Mode,
 ) -> Result<fleet::Host, CommandError> {
     let doing = format!("update {}", host.name);
     let mut request = fleet::UpdateHostRequest {
         host: Some(host),
-        validate_only: dry_run,
+        validate_only: mode == Mode::Check,
         request_id: clock::request_id(),
         ..fleet::UpdateHostRequest::default()
     };
@@ -167,10 +174,14 @@ async fn update(
     answer.host.ok_or(CommandError::Answer { missing: "host" })
 }
 
-async fn cordon(name: &str, cordoned: bool, session: &mut Session<'_>) -> Result<(), CommandError> {
-    let host = fleet::Host { name: format!("hosts/{name}"), cordoned, ..fleet::Host::default() };
-    let host = update(&session.connection, host, &["cordoned"], false).await?;
-    answer(host, if cordoned { "cordoned" } else { "uncordoned" }, session)
+async fn cordon(name: &str, cordon: Cordon, session: &mut Session<'_>) -> Result<(), CommandError> {
+    let host = fleet::Host {
+        name: format!("hosts/{name}"),
+        cordoned: cordon == Cordon::Set,
+        ..fleet::Host::default()
+    };
+    let host = update(&session.connection, host, &["cordoned"], Mode::Commit).await?;
+    answer(host, if cordon == Cordon::Set { "cordoned" } else { "uncordoned" }, session)
 }
 
 async fn revoke(name: &str, session: &mut Session<'_>) -> Result<(), CommandError> {

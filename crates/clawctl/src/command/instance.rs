@@ -8,7 +8,7 @@ use claw_proto::fleet::v1 as fleet;
 use claw_proto::fleet::v1::instance_service_client::InstanceServiceClient;
 use tonic::transport::Channel;
 
-use super::{DEFAULT_PATIENCE, Session, Sources};
+use super::{DEFAULT_PATIENCE, Mode, Session, Sources};
 use crate::call::CallError;
 use crate::cli::{ChangeArgs, CreateArgs, Format, InstanceCommand, Until, WatchArgs};
 use crate::clock;
@@ -29,7 +29,7 @@ pub(super) struct NewInstance {
     pub(super) name: String,
     pub(super) host: String,
     pub(super) wanted: Wanted,
-    pub(super) dry_run: bool,
+    pub(super) mode: Mode,
     pub(super) wait: bool,
 }
 
@@ -87,7 +87,7 @@ pub(super) async fn create(
 ) -> Result<(), CommandError> {
     let running = new.wanted.spec.run_state != i32::from(fleet::RunState::Stopped);
     let instance = send_create(&session.connection, &new).await?;
-    if new.dry_run {
+    if new.mode == Mode::Check {
         return Ok(session.output.value(
             &InstanceView::from(instance),
             &format!("instances/{} would be created", new.name),
@@ -117,7 +117,7 @@ pub(super) async fn send_create(
             spec: Some(new.wanted.spec.clone()),
             ..fleet::Instance::default()
         }),
-        validate_only: new.dry_run,
+        validate_only: new.mode == Mode::Check,
         request_id: clock::request_id(),
     };
     let doing = format!("create instances/{}", new.name);
@@ -178,7 +178,7 @@ impl NewInstance {
             name: id(&arguments.name).to_owned(),
             host: id(&arguments.host).to_owned(),
             wanted: content::wanted(&document, origins)?,
-            dry_run: arguments.dry_run,
+            mode: Mode::of(arguments.dry_run),
             wait: arguments.wait,
         })
     }
