@@ -59,12 +59,8 @@ async fn join_fleet(args: &JoinArgs, config: &Config) -> anyhow::Result<()> {
         data_dir: config.data_dir.clone(),
     };
     let identity = join(&Tls::new(provider::ring()), &request).await?;
-    writeln!(
-        std::io::stdout(),
-        "{} has joined {}; next: systemctl start clawd",
-        request.host,
-        identity.trust_domain()
-    )?;
+    let (host, fleet) = (request.host, identity.trust_domain());
+    writeln!(std::io::stdout(), "{host} has joined {fleet}; next: systemctl start clawd")?;
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use claw_core::name::{HostName, InstanceName};
-use claw_core::report::Hello;
+use claw_core::report::{Hello, Phase};
 use claw_core::time::Timestamp;
 use claw_identity::ClientIdentity;
 use claw_proto::convert::session as wire;
@@ -172,7 +172,8 @@ async fn hello<M: Machine>(
     let version = within(agent.machine.clock(), VERSION, agent.machine.runtime().version()).await;
     let status = agent.board.status();
     let mut inventory = agent.board.inventory();
-    inventory.extend(status.instances.into_keys());
+    let held = status.instances.into_values().filter(|report| report.phase != Phase::Removed);
+    inventory.extend(held.map(|report| report.name));
     Ok(Hello {
         host,
         boot_id: agent.machine.host().boot_id(),
