@@ -312,7 +312,7 @@ fn bad_token() -> Refusal {
     Refusal::Unauthenticated {
         reason: "BAD_TOKEN",
         description: "the join token is unknown, expired or used; make a new one: \
-                      clawctl join-token create <host>"
+                      clawctl token create <host>"
             .to_owned(),
     }
 }

@@ -109,10 +109,11 @@ async fn resume_event(fleet: &Fleet, hello: &Hello) -> Result<u64, Refusal> {
         return Ok(wanted);
     }
     let next = hello.oldest_event.max(1);
-    let message = if is_new_journal {
-        format!("the journal of events begins anew at {next}; {wanted} was expected")
+    let event = if is_new_journal {
+        let message = format!("the journal of events begins anew at {next}, not at {wanted}");
+        OwnEvent { kind: "events_restarted", severity: Severity::Warning, message }
     } else {
-        format!("events {wanted} to {} were lost on the host", next.saturating_sub(1))
+        events::lost(wanted, next)
     };
     let (host, now) = (hello.host.clone(), fleet.clock.now());
     let stream = if is_new_journal { row.event_stream.saturating_add(1) } else { row.event_stream };
@@ -120,7 +121,6 @@ async fn resume_event(fleet: &Fleet, hello: &Hello) -> Result<u64, Refusal> {
         .store
         .write(move |connection, _keys| {
             hosts::set_events(connection, &host, stream, next)?;
-            let event = OwnEvent { kind: "events_lost", severity: Severity::Warning, message };
             events::append_own(connection, &host, now, &event)
         })
         .await?;

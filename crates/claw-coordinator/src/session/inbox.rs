@@ -62,13 +62,13 @@ impl Live {
         if !self.fleet.registry.is_current(&self.host, &self.id) {
             return Ok(());
         }
-        let host = self.host.clone();
+        let (host, now) = (self.host.clone(), self.fleet.clock.now());
         let stored = self
             .fleet
             .store
             .write(move |connection, _keys| {
                 let row = hosts::load(connection, &host)?;
-                events::append(connection, &row, &batch)
+                events::append(connection, &row, &batch, now)
             })
             .await?;
         self.outbox.acknowledge(stored);

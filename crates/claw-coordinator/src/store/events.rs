@@ -40,29 +40,39 @@ pub struct EventRow {
 
 /// Stores what is new of `batch`; returns the sequence number up to which everything is stored.
 ///
-/// # Errors
-/// [`Refusal::Invalid`] when the batch leaves a gap.
+/// A gap is noted and passed over: what the host has lost will not come, and a session that ended for
+/// it would end for ever.
 pub(crate) fn append(
     connection: &Connection,
     host: &HostRow,
     batch: &[node::Event],
+    now: Timestamp,
 ) -> Result<u64, Refusal> {
     let mut next = host.next_event;
-    for event in batch.iter().filter(|event| event.sequence >= host.next_event) {
-        if event.sequence != next {
-            return Err(Refusal::field(
-                "events.events.sequence",
-                format!("{} follows, where {next} is expected", event.sequence),
-            ));
+    for event in batch {
+        if event.sequence < next {
+            continue;
+        }
+        if event.sequence > next {
+            append_own(connection, &host.name, now, &lost(next, event.sequence))?;
         }
         insert(connection, &host.name, host.event_stream, event)?;
-        next = next.saturating_add(1);
+        next = event.sequence.saturating_add(1);
     }
     if next != host.next_event {
         hosts::set_events(connection, &host.name, host.event_stream, next)?;
         trim(connection, &host.name)?;
     }
     Ok(next.saturating_sub(1))
+}
+
+/// That the events from `first` up to but without `next` never came.
+pub(crate) fn lost(first: u64, next: u64) -> OwnEvent {
+    OwnEvent {
+        kind: "events_lost",
+        severity: Severity::Warning,
+        message: format!("events {first} to {} were lost on the host", next.saturating_sub(1)),
+    }
 }
 
 pub(crate) fn append_own(

@@ -9,5 +9,6 @@ mod enrolment;
 mod fixture;
 mod hostile_bytes;
 mod restart;
+mod secrecy;
 mod sessions;
 mod watching;
