@@ -1,6 +1,6 @@
 //! Bounds against floods: rates, and counts per source and per peer.
 //!
-//! Every map here is bounded by what it counts or by [`MAX_SOURCES`]; a flood costs the flooder.
+//! Every map here is bounded by what it counts or by a constant; a flood costs the flooder.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use claw_identity::{ClientIdentity, HostKey, Role};
 use claw_proto::fleet::v1::{self as fleet};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::net::UnixDatagram;
 use tokio::process::Command;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
@@ -34,6 +35,13 @@ fn load(directory: &Path) -> ClientIdentity {
     ClientIdentity::from_pem(Arc::new(key), &read("cert.pem"), &read("ca.pem")).unwrap()
 }
 
+/// What systemd would hear next.
+async fn notification(socket: &UnixDatagram) -> String {
+    let mut buffer = [0; 256];
+    let length = soon(socket.recv(&mut buffer)).await.unwrap();
+    String::from_utf8_lossy(&buffer[..length]).trim().to_owned()
+}
+
 #[tokio::test]
 async fn from_nothing_to_serving_and_back() {
     let directory = tempfile::tempdir().unwrap();
@@ -57,7 +65,16 @@ async fn from_nothing_to_serving_and_back() {
 
     let config = directory.path().join("coordinator.toml");
     std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\ndata_dir = \"{data}\"\n")).unwrap();
-    let mut serving = program().arg("--config").arg(&config).spawn().unwrap();
+    let notified = UnixDatagram::bind(directory.path().join("notify")).unwrap();
+    let mut serving = program()
+        .arg("--config")
+        .arg(&config)
+        .env("NOTIFY_SOCKET", directory.path().join("notify"))
+        .env("WATCHDOG_USEC", "200000")
+        .spawn()
+        .unwrap();
+    assert_eq!(notification(&notified).await, "READY=1");
+    assert_eq!(notification(&notified).await, "WATCHDOG=1");
     let mut lines = BufReader::new(serving.stderr.take().unwrap()).lines();
     let address = soon(async {
         loop {
@@ -76,6 +93,7 @@ async fn from_nothing_to_serving_and_back() {
 
     let pid = serving.id().unwrap().to_string();
     soon(Command::new("kill").args(["-TERM", &pid]).status()).await.unwrap();
+    while notification(&notified).await != "STOPPING=1" {}
     let ended = soon(serving.wait()).await.unwrap();
     assert!(ended.success(), "{ended:?}");
 }
