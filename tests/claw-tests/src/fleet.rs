@@ -226,6 +226,11 @@ impl Fleet {
     pub fn prepare(&self, options: HostOptions) -> Result<LabHost> {
         let host = self.lab.boot(options)?;
         host.wait_until_active("docker.service", PATIENCE)?;
+        // systemd gives hardened units a /proc of their own, which hides the lab's boot id.
+        let boot_id = "/run/lab-boot-id:/proc/sys/kernel/random/boot_id";
+        let drop_in = format!("[Service]\nBindReadOnlyPaths={boot_id}\n");
+        let place = "/etc/systemd/system/clawd.service.d/lab.conf";
+        host.write_file(place, 0o644, drop_in.as_bytes())?;
         host.install_deb(std::slice::from_ref(&self.programs.clawd_deb))?;
         Ok(host)
     }

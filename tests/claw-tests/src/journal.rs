@@ -1,10 +1,16 @@
 //! The agent's journal, read from outside while the agent lives or lies dead.
 
-use anyhow::{Context, Result};
-use claw_lab::LabHost;
-use rusqlite::{Connection, OpenFlags};
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
 
-use crate::unit::outside;
+use anyhow::{Context, Result, anyhow};
+use claw_lab::LabHost;
+use nix::sched::{CloneFlags, setns, unshare};
+use rusqlite::Connection;
+
+/// Where it is, on the host.
+const JOURNAL: &str = "/var/lib/clawd/journal.db";
 
 /// One journaled step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,10 +26,24 @@ pub struct Step {
 /// # Errors
 /// When the host is off or there is no journal.
 pub fn steps(host: &LabHost, instance: &str) -> Result<Vec<Step>> {
-    let path = outside(host, "/var/lib/clawd/journal.db")?;
-    let database = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)
-        .context("cannot open the journal")?;
-    database.busy_timeout(std::time::Duration::from_secs(2))?;
+    let init = host.pid().context("the host is off")?;
+    let mounts = File::open(format!("/proc/{init}/ns/mnt"))?;
+    // SQLite resolves links by itself, and would leave the host through /proc/PID/root: a thread of its
+    // own goes there instead.
+    std::thread::scope(|scope| {
+        let read = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_FS)?;
+            setns(mounts, CloneFlags::CLONE_NEWNS)?;
+            read(Path::new(JOURNAL), instance)
+        });
+        read.join().map_err(|_| anyhow!("the reading thread panicked"))?
+    })
+}
+
+fn read(journal: &Path, instance: &str) -> Result<Vec<Step>> {
+    anyhow::ensure!(journal.exists(), "there is no journal");
+    let database = Connection::open(journal).context("cannot open the journal")?;
+    database.busy_timeout(Duration::from_secs(2))?;
     let mut select =
         database.prepare("SELECT step, outcome FROM step WHERE instance = ?1 ORDER BY id")?;
     let rows = select.query_map([instance], |row| {

@@ -120,14 +120,19 @@ impl Rig {
     /// One step of a test, named in the transcript.
     ///
     /// # Errors
-    /// The step's own, with its name; the state of all machines is printed then.
+    /// The step's own, with its name; the state of all machines is printed then, and when it panics.
     pub fn step<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         self.note(what);
-        work().map_err(|error| {
-            self.note("FAILED; what the machines say:");
+        // Nothing that a failed step has left half done is looked at but by people.
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        if !matches!(outcome, Ok(Ok(_))) {
+            self.note(&format!("FAILED: {what}; what the machines say:"));
             say(&diagnosis(self));
-            error.context(format!("step failed: {what}"))
-        })
+        }
+        match outcome {
+            Ok(outcome) => outcome.with_context(|| format!("step failed: {what}")),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
     }
 
     /// A line of the transcript.

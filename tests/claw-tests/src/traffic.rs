@@ -20,8 +20,11 @@ pub struct Seen {
     pub failures: Vec<String>,
 }
 
+/// Requests that are made at least, so that a quick work is watched too, and its aftermath.
+const FEWEST: usize = 30;
+
 /// GETs `/healthz` of an instance through its host's reverse proxy, twenty times a second, for as long
-/// as `work` takes.
+/// as `work` takes, and at least thirty times.
 ///
 /// # Errors
 /// Those of `work`.
@@ -35,7 +38,7 @@ pub fn during<T>(
     std::thread::scope(|scope| {
         let customer = scope.spawn(|| {
             let mut seen = Seen::default();
-            while !over.load(Ordering::Relaxed) {
+            while !over.load(Ordering::Relaxed) || seen.requests < FEWEST {
                 seen.requests += 1;
                 match fleet.browse(host, name, "/healthz") {
                     Ok(answer) if answer.status == 200 => {}

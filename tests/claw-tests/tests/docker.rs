@@ -50,7 +50,6 @@ fn docker_may_restart_stop_and_hang() -> Result<()> {
             Ok(())
         })?;
         ensure!(seen.failures.is_empty(), "{seen:#?}");
-        ensure!(seen.requests > 10, "nobody looked: {seen:?}");
         assert_eq!(of(&rig, "claw-demo")?, before);
         fleet.until_event(host, "demo", "adopted")?;
         Ok(())

@@ -38,7 +38,6 @@ fn the_agents_package_is_upgraded_removed_and_purged_around_a_serving_instance()
             Ok(())
         })?;
         ensure!(seen.failures.is_empty(), "{seen:#?}");
-        ensure!(seen.requests > 20, "nobody looked: {seen:?}");
         assert_eq!(run(&rig)?, before);
         let version = host.exec_ok(&["dpkg-query", "--show", "--showformat=${Version}", "clawd"])?;
         assert!(version.ends_with("+newer"), "{version}");

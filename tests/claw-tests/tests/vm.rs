@@ -33,11 +33,7 @@ fn the_package_keeps_an_instance_alive_on_debian_with_cgroup_v2() -> Result<()> 
         Ok(vm)
     })?;
     let mut site = Site { rig: &rig, vm };
-    let outcome = run(&mut site);
-    if outcome.is_err() {
-        site.say();
-    }
-    outcome
+    run(&mut site).with_context(|| site.diagnosis())
 }
 
 fn run(site: &mut Site<'_>) -> Result<()> {
@@ -256,12 +252,19 @@ impl Site<'_> {
         http::get(stream, &format!("{INSTANCE}.claw.localhost"), path)
     }
 
-    /// What the machine says of itself, for a failure.
-    fn say(&self) {
-        for unit in ["clawd.service", "docker.service"] {
-            println!("---- {unit}\n{}", self.vm.journal(unit).unwrap_or_default());
-        }
-        let listed = self.vm.exec(&["docker", "ps", "--all", "--no-trunc"]);
-        println!("---- docker ps\n{}", listed.map(|output| output.stdout).unwrap_or_default());
+    /// What the machine says of itself.
+    fn diagnosis(&self) -> String {
+        let commands: [&[&str]; 3] = [
+            &["journalctl", "--no-pager", "-b", "-u", "clawd.service", "-n", "60"],
+            &["journalctl", "--no-pager", "-b", "-u", "docker.service", "-n", "20"],
+            &["docker", "ps", "--all", "--no-trunc"],
+        ];
+        let said = commands.map(|argv| {
+            let said = self.vm.exec(argv);
+            let said =
+                said.map_or_else(|error| format!("{error:#}"), |out| out.stdout + &out.stderr);
+            format!("---- {}\n{said}", argv.join(" "))
+        });
+        said.join("\n")
     }
 }
