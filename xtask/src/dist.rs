@@ -109,14 +109,19 @@ impl Package {
             Documents::Generated => self.generate()?,
             Documents::Written => self.check_written()?,
         }
+        // A package that is there is whole.
+        let unfinished = directory.join(format!("unfinished-{}.deb", self.name));
         let mut pack = command(tool("cargo-deb", CARGO_DEB)?);
         pack.current_dir(root())
             .args(["--quiet", "--no-build", "--no-strip", "--locked"])
             .args(["--package", self.name, "--profile", self.profile, "--output"])
-            .arg(&package)
+            .arg(&unfinished)
             .env("CARGO_TARGET_DIR", target())
             .env("SOURCE_DATE_EPOCH", source_date_epoch());
-        run_command(pack)?;
+        eprintln!("packing {}", package.display());
+        output(pack)?;
+        fs::rename(&unfinished, &package)
+            .with_context(|| format!("cannot make {}", package.display()))?;
         Ok(package)
     }
 
@@ -148,6 +153,12 @@ impl Package {
             }
             let path = directory.join(name);
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            if what == "man" {
+                // cargo-deb compresses manuals of the source tree only (Debian Policy 12.1).
+                let mut compress = command("gzip");
+                compress.args(["--best", "--no-name", "--force"]).arg(&path);
+                output(compress)?;
+            }
         }
         Ok(())
     }
