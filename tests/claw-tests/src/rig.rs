@@ -151,8 +151,9 @@ pub fn diagnosis(rig: &Rig) -> String {
         section(&mut text, &format!("clawctl {}", command.join(" ")), &said.unwrap_or_default());
     }
     for host in &rig.hosts {
-        let commands: [&[&str]; 4] = [
+        let commands: [&[&str]; 5] = [
             &["journalctl", "--no-pager", "-b", "-o", "short-precise", "-u", "clawd", "-n", "60"],
+            &["journalctl", "--no-pager", "-b", "-u", "claw-coordinator", "-n", "30"],
             &["journalctl", "--no-pager", "-b", "-o", "short-precise", "-u", "docker", "-n", "20"],
             &["timeout", "5", "docker", "ps", "-a", "--no-trunc"],
             &["systemctl", "--no-pager", "--failed"],

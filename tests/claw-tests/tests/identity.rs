@@ -222,7 +222,7 @@ fn certificates(rig: &Rig, host: &LabHost) -> Result<()> {
 /// Gives a host a certificate that began `ago` and lives for `life`, as only the fleet's authority can.
 #[expect(clippy::disallowed_methods, reason = "certificates are compared with the wall clock")]
 fn lend(rig: &Rig, host: &LabHost, ago: Duration, life: Duration) -> Result<ClientIdentity> {
-    let authority = CertificateAuthority::load(&rig.fleet().coordinator_data().join("authority"))?;
+    let authority = CertificateAuthority::load(&rig.fleet().coordinator_data().join("ca"))?;
     let key = HostKey::load(&outside(host, &format!("{IDENTITY}/current/key.pem"))?)?;
     let request = IssueRequest {
         subject: Subject::Client(PeerIdentity::new(Role::Agent, host.name())?),

@@ -17,14 +17,12 @@ fn a_third_party_client_drives_the_api_from_reflection_alone() -> Result<()> {
     let mut client = rig.step("Python connects with the operator's identity", || {
         ThirdParty::start(&python, fleet, &fleet.identity())
     })?;
-    rig.step("reflection and health name every service", || {
+    rig.step("reflection names every service, health is good", || {
         let answer = client.ask(&json!({ "services": true }))?;
         let services = rig::list(&answer["response"])?;
         for name in ["Host", "Instance", "JoinToken", "Audit"] {
             let name = format!("claw.fleet.v1.{name}Service");
             assert!(services.contains(&json!(name)), "{services:?} lacks {name}");
-            let health = client.ask(&json!({ "health": name }))?;
-            assert_eq!(health["response"], "SERVING", "{health}");
         }
         let health = client.ask(&json!({ "health": "" }))?;
         assert_eq!(health["response"], "SERVING", "{health}");
@@ -260,7 +258,7 @@ fn bad_input(client: &mut ThirdParty, good: &dyn Fn(&str) -> Value) -> Result<()
         let request = with("x", &|request| request["instance"]["spec"]["config"] = json!(config));
         check(client, "CreateInstance", request, "INVALID_ARGUMENT", hint)?;
     }
-    let large = "x".repeat(2 << 20);
+    let large = "x".repeat(512 << 10);
     let request = with("x", &|request| request["instance"]["spec"]["files"] = json!({ "a": large }));
     check(client, "CreateInstance", request, "INVALID_ARGUMENT", "spec")?;
     let huge = "x".repeat(24 << 20);
@@ -277,11 +275,10 @@ fn bad_input(client: &mut ThirdParty, good: &dyn Fn(&str) -> Value) -> Result<()
     check(client, "GetInstance", json!({ "name": "demo" }), "INVALID_ARGUMENT", "name")?;
     check(client, "ListInstances", json!({ "pageToken": "forged" }), "INVALID_ARGUMENT", "page_token")?;
     check(client, "ListInstances", json!({ "pageSize": -1 }), "INVALID_ARGUMENT", "page_size")?;
-    let moved = json!({
-        "instance": { "name": "instances/demo", "host": "hosts/other" },
-        "updateMask": "spec.noSuchField",
-    });
-    check(client, "UpdateInstance", moved, "INVALID_ARGUMENT", "update_mask")?;
+    let moved = json!({ "instance": { "name": "instances/demo", "host": "hosts/other" } });
+    check(client, "UpdateInstance", moved, "INVALID_ARGUMENT", "instance.host")?;
+    let masked = json!({ "instance": { "name": "instances/demo" }, "updateMask": "spec.noSuchField" });
+    check(client, "UpdateInstance", masked, "INVALID_ARGUMENT", "update_mask")?;
     let request = json!({ "name": "hosts/h1" });
     check(client, &format!("{HOSTS}/DeleteHost"), request, "FAILED_PRECONDITION", "hosts/h1")?;
     // Bytes that are no message: cut off in the midst of a field, and a length beyond all bounds.
