@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use claw_lab::requirements::Requirement;
 use claw_lab::{Cache, images, progress, requirements};
 use claw_tests::programs;
 
@@ -32,24 +33,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let progress = progress::terminal();
     let cache = Cache::open(progress)?;
     requirements::ensure(&requirements::ALL, cache.progress())?;
-    let packages = dist::run()?;
-    let gateway = fake_gateway()?;
-    if !arguments.vm {
-        images::openclaw(&cache).context("the OpenClaw image")?;
-    }
-    let python = python()?;
     let mut nextest = nextest()?;
-    nextest.args(["run", "--workspace", "--locked", "--profile", "ci"]);
+    nextest.args(["run", "--locked"]);
     if arguments.vm {
-        nextest.args(["--run-ignored", "only", "--package", "claw-tests", "vm"]);
+        requirements::ensure(&[Requirement::VirtualMachine], cache.progress())?;
+        nextest.args(["--profile", "vm", "--package", "claw-tests"]);
+        nextest.args(["--features", "vm", "--test", "vm"]);
+    } else {
+        images::openclaw(&cache).context("the OpenClaw image")?;
+        nextest.args(["--profile", "ci", "--workspace"]).env(programs::PYTHON, python()?);
     }
+    let packages = dist::run()?;
     nextest.args(&arguments.filter);
     nextest
         .env(programs::CLAWD_DEB, &packages.clawd_deb)
         .env(programs::COORDINATOR_DEB, &packages.coordinator_deb)
         .env(programs::CLAWCTL_DEB, &packages.clawctl_deb)
-        .env(programs::FAKE_GATEWAY, gateway)
-        .env(programs::PYTHON, python);
+        .env(programs::FAKE_GATEWAY, fake_gateway()?);
     cargo::run(nextest)
 }
 
@@ -77,12 +77,16 @@ fn nextest() -> Result<Command> {
 
 /// A Python with the real gRPC client, in a virtual environment within the cache.
 pub(crate) fn python() -> Result<PathBuf> {
-    const PACKAGES: [&str; 3] =
-        ["grpcio==1.81.0", "grpcio-reflection==1.81.0", "grpcio-health-checking==1.81.0"];
+    const PACKAGES: [&str; 4] = [
+        "grpcio==1.81.0",
+        "grpcio-reflection==1.81.0",
+        "grpcio-health-checking==1.81.0",
+        "grpcio-status==1.81.0",
+    ];
     let home = cargo::cache().join("python");
     let python = home.join("bin/python3");
     let mut probe = claw_lab::command(&python);
-    probe.args(["-c", "import grpc, grpc_reflection, grpc_health"]);
+    probe.args(["-c", "import grpc, grpc_reflection, grpc_health, grpc_status"]);
     if python.exists() && cargo::output(probe).is_ok() {
         return Ok(python);
     }
