@@ -69,7 +69,9 @@ impl std::fmt::Debug for JoinArgs {
 #[derive(Debug, thiserror::Error)]
 pub enum JoinArgsError {
     /// No token was given.
-    #[error("no join token; hint: --token-file FILE, --token-file - (standard input), or CLAW_JOIN_TOKEN")]
+    #[error(
+        "no join token; hint: --token-file FILE, --token-file - (standard input), or CLAW_JOIN_TOKEN"
+    )]
     NoToken,
     /// The token file cannot be read.
     #[error("cannot read the join token from {}", path.display())]
@@ -101,8 +103,9 @@ impl JoinArgs {
     /// [`JoinArgsError`]; no message holds any part of the token.
     pub fn token(&self) -> Result<JoinToken, JoinArgsError> {
         let text = match (&self.token_file, &self.token) {
-            (Some(path), _) => read(path)
-                .map_err(|source| JoinArgsError::Read { path: path.clone(), source })?,
+            (Some(path), _) => {
+                read(path).map_err(|source| JoinArgsError::Read { path: path.clone(), source })?
+            }
             (None, Some(text)) => Zeroizing::new(text.clone()),
             (None, None) => return Err(JoinArgsError::NoToken),
         };

@@ -186,8 +186,7 @@ impl Config {
             path: path.to_owned(),
             source: Box::new(source),
         })?;
-        Self::try_from(raw)
-            .map_err(|faults| ConfigError::Faults { path: path.to_owned(), faults })
+        Self::try_from(raw).map_err(|faults| ConfigError::Faults { path: path.to_owned(), faults })
     }
 
     /// The whole configuration as TOML, defaults filled in.
@@ -278,7 +277,10 @@ impl Faults {
 
     fn absolute(&mut self, key: &'static str, path: &Path) {
         if !path.is_absolute() {
-            self.push(key, format!("must be an absolute path, got {:?}", path.display().to_string()));
+            self.push(
+                key,
+                format!("must be an absolute path, got {:?}", path.display().to_string()),
+            );
         }
     }
 
@@ -350,7 +352,9 @@ mod tests {
             proxy = { listen = ['x'], hosts_dir = 'relative' }
             probe.healthy_interval_ms = 1
         ";
-        let Err(ConfigError::Faults { faults, .. }) = parse(text) else { panic!("must be refused") };
+        let Err(ConfigError::Faults { faults, .. }) = parse(text) else {
+            panic!("must be refused")
+        };
         let keys: Vec<_> = faults.iter().map(|fault| fault.key).collect();
         assert_eq!(
             keys,

@@ -25,8 +25,7 @@ pub use proxy::FakeProxy;
 pub use runtime::FakeRuntime;
 
 /// A machine in memory.
-pub type FakeMachine =
-    Ports<FakeRuntime, FakeFiles, FakeProxy, FakeGateway, FakeHost, FakeClock>;
+pub type FakeMachine = Ports<FakeRuntime, FakeFiles, FakeProxy, FakeGateway, FakeHost, FakeClock>;
 
 impl FakeMachine {
     /// An empty machine on which `images` can be pulled.

@@ -83,7 +83,9 @@ pub enum JoinError {
         message: String,
     },
     /// Anything else; it may have worked, and the same command finds out.
-    #[error("no answer to the enrolment; hint: run the same command again, it picks up where this one stopped")]
+    #[error(
+        "no answer to the enrolment; hint: run the same command again, it picks up where this one stopped"
+    )]
     Lost(#[source] Box<Status>),
     /// The certificate is not what was asked for.
     #[error("the coordinator answered with a certificate for {got}, wanted {wanted}")]

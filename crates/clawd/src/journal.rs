@@ -306,7 +306,8 @@ impl Journal {
                 .map(|step| insert.insert(params![name.as_str(), generation, step, now.millis()]))
                 .collect::<rusqlite::Result<Vec<i64>>>()?;
             if let Some(last) = ids.last() {
-                db.prepare_cached("DELETE FROM step WHERE id <= ?1")?.execute([last - MAX_STEPS])?;
+                db.prepare_cached("DELETE FROM step WHERE id <= ?1")?
+                    .execute([last - MAX_STEPS])?;
             }
             Ok(ids)
         });
@@ -325,8 +326,8 @@ impl Journal {
         let (name, record) = (name.clone(), stored::encode(remembered));
         self.writer.submit(move |db| {
             save(db, &name, &record)?;
-            let mut update = db
-                .prepare_cached("UPDATE step SET outcome = ?2, outcome_at = ?3 WHERE id = ?1")?;
+            let mut update =
+                db.prepare_cached("UPDATE step SET outcome = ?2, outcome_at = ?3 WHERE id = ?1")?;
             outcomes.iter().try_for_each(|step| {
                 update.execute(params![step.id, step.outcome, now.millis()]).map(|_rows| ())
             })
@@ -375,8 +376,10 @@ impl Journal {
     pub async fn limit_pages(&self, pages: i64) -> Result<(), WriteFailure> {
         let job = self.writer.submit(move |db| {
             // The answer is the limit that is in force; it is never below the present size.
-            db.query_row(&format!("PRAGMA max_page_count = {pages}"), (), |row| row.get::<_, i64>(0))
-                .map(|_limit| ())
+            db.query_row(&format!("PRAGMA max_page_count = {pages}"), (), |row| {
+                row.get::<_, i64>(0)
+            })
+            .map(|_limit| ())
         });
         outcome_of(job.await)
     }
@@ -416,7 +419,10 @@ fn recover(db: &Connection, seal: &SealKey) -> Result<Recovered, Unreadable> {
                 Digest::from_slice(&digest).ok_or(Unreadable::Digest { column: "digest" })?;
             let epoch = Epoch(stored::to_u64(epoch));
             let stamp = Stamp { epoch, generation: Generation(stored::to_u64(generation)), digest };
-            Ok::<_, Unreadable>(PersistedState { stamp, bytes: seal.open(STATE_CONTEXT, &sealed).ok() })
+            Ok::<_, Unreadable>(PersistedState {
+                stamp,
+                bytes: seal.open(STATE_CONTEXT, &sealed).ok(),
+            })
         })
         .transpose()?;
     let mut instances = BTreeMap::new();

@@ -16,12 +16,12 @@ pub mod adapters;
 pub mod agent;
 pub mod cli;
 pub mod config;
-pub mod join;
-pub mod joined;
 #[cfg(feature = "testing")]
 pub mod contract;
 #[cfg(feature = "testing")]
 pub mod fakes;
+pub mod join;
+pub mod joined;
 pub mod journal;
 pub mod logging;
 pub mod machine;

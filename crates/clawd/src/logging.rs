@@ -9,7 +9,8 @@ use tracing_subscriber::EnvFilter;
 /// Writes JSON lines to standard error. `CLAWD_LOG` sets the level (`info` by default), in the syntax of
 /// tracing-subscriber's `EnvFilter`. Does nothing when a subscriber is set already.
 pub fn init() {
-    let filter = EnvFilter::try_from_env("CLAWD_LOG").unwrap_or_else(|_unset| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_from_env("CLAWD_LOG").unwrap_or_else(|_unset| EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt()
         .json()
         .with_env_filter(filter)

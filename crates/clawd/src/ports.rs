@@ -190,7 +190,10 @@ pub trait Files {
         text: &Secret,
     ) -> impl Future<Output = Result<(), FilesError>>;
     /// Removes the secrets file; gone is success.
-    fn remove_secrets(&self, instance: &InstanceName) -> impl Future<Output = Result<(), FilesError>>;
+    fn remove_secrets(
+        &self,
+        instance: &InstanceName,
+    ) -> impl Future<Output = Result<(), FilesError>>;
     /// Moves the data directory to `removed/<instance>.<time>`; gone is success.
     fn set_aside(
         &self,

@@ -67,7 +67,8 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
     let machine = real_machine(config);
     let now = machine.clock().now();
     let (journal, recovered) = Journal::open(&config.data_dir, now)?;
-    let agent = Rc::new(Agent { machine, journal, board: Board::default(), settings: settings(config) });
+    let agent =
+        Rc::new(Agent { machine, journal, board: Board::default(), settings: settings(config) });
     let held = recovered.instances.len();
     agent.event(
         None,

@@ -129,9 +129,8 @@ impl<M: Machine> Session<M> {
                 }
                 Err(error) => Ended { why: chain(&error), retry_after: None, welcomed_at: None },
             };
-            let stable = ended
-                .welcomed_at
-                .is_some_and(|at| clock.now().since(at) >= STABLE_SESSION);
+            let stable =
+                ended.welcomed_at.is_some_and(|at| clock.now().since(at) >= STABLE_SESSION);
             if stable {
                 backoff.reset();
             }

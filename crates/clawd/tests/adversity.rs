@@ -64,7 +64,8 @@ fn a_crash_loop_opens_the_breaker_and_never_blocks_a_new_target() {
         agent.until_phase("a", Phase::CrashLoop).await;
         assert_eq!(agent.count(EventKind::CrashLoop), 1);
         assert_eq!(agent.report(&name("a")).unwrap().restart_count, 5);
-        let starts = || world.mishaps().effects().iter().filter(|effect| *effect == "start").count();
+        let starts =
+            || world.mishaps().effects().iter().filter(|effect| *effect == "start").count();
         let before = starts();
         agent.pass(Duration::from_secs(240)).await;
         assert_eq!(starts(), before, "attempts are rare now");
@@ -112,7 +113,9 @@ fn a_draining_gateway_and_a_broken_proxy_are_let_be() {
     run(async {
         let world = World::new();
         let agent = deployed(&world).await;
-        for answer in [GatewayAnswer::Draining, GatewayAnswer::ProxyFailing("bad gateway".to_owned())] {
+        for answer in
+            [GatewayAnswer::Draining, GatewayAnswer::ProxyFailing("bad gateway".to_owned())]
+        {
             world.machine.gateway.answer(&name("a"), answer);
             agent.until_phase("a", Phase::Unhealthy).await;
             agent.pass(Duration::from_secs(400)).await;
@@ -132,7 +135,8 @@ fn a_gateway_that_never_gets_healthy_fails_its_start() {
         agent.persist(1, &state(&[("a", spec())])).await;
         agent.until_phase("a", Phase::Starting).await;
         agent.until("given up", || agent.count(EventKind::Exited) == 1).await;
-        let exit = agent.events().into_iter().find(|event| event.kind == EventKind::Exited).unwrap();
+        let exit =
+            agent.events().into_iter().find(|event| event.kind == EventKind::Exited).unwrap();
         assert!(exit.message.contains("startup deadline"), "{}", exit.message);
         assert_eq!(agent.agent.board.status().last_result, None, "not settled");
     });
@@ -222,7 +226,12 @@ fn a_full_disk_keeps_gateways_alive_and_makes_nothing_new() {
 async fn fill(agent: &Running) {
     for _ in 0..2000 {
         let before = agent.events().len();
-        agent.agent.event(None, EventKind::StepDone, claw_core::event::Severity::Info, "x".repeat(900));
+        agent.agent.event(
+            None,
+            EventKind::StepDone,
+            claw_core::event::Severity::Info,
+            "x".repeat(900),
+        );
         agent.settle().await;
         if agent.events().len() == before {
             return;
@@ -309,8 +318,13 @@ fn no_secret_is_on_disk_in_events_or_in_debug_output() {
         let mut next = spec();
         next.restarts = 1;
         agent.inbox.offer(offer(1, 2, &state(&[("a", next)])));
-        agent.until("restarted", || agent.agent.board.status().last_result.is_some_and(|g| g.0 == 2)).await;
-        assert!(world.machine.files.secrets(&name("a")).unwrap().reveal().contains(TOKEN), "it is delivered");
+        agent
+            .until("restarted", || agent.agent.board.status().last_result.is_some_and(|g| g.0 == 2))
+            .await;
+        assert!(
+            world.machine.files.secrets(&name("a")).unwrap().reveal().contains(TOKEN),
+            "it is delivered"
+        );
         let texts = format!(
             "{:?} {:?} {:?} {:?}",
             agent.events(),
@@ -322,6 +336,8 @@ fn no_secret_is_on_disk_in_events_or_in_debug_output() {
         let bytes = world.bytes_on_disk();
         let found = bytes.windows(TOKEN.len()).any(|window| window == TOKEN.as_bytes());
         assert!(bytes.len() > 10_000 && !found);
-        assert!(world.machine.files.delivered(&name("a")).values().all(|text| !text.contains(TOKEN)));
+        assert!(
+            world.machine.files.delivered(&name("a")).values().all(|text| !text.contains(TOKEN))
+        );
     });
 }

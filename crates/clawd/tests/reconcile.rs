@@ -50,7 +50,8 @@ fn instances_progress_independently() {
 
 #[test]
 fn whatever_step_fails_the_host_converges_with_one_container() {
-    for mishap in [Mishap::FailsBefore, Mishap::FailsAfter, Mishap::HangsBefore, Mishap::HangsAfter] {
+    for mishap in [Mishap::FailsBefore, Mishap::FailsAfter, Mishap::HangsBefore, Mishap::HangsAfter]
+    {
         for k in 0..DEPLOY.len() {
             run(async move {
                 let world = World::new();
@@ -102,7 +103,11 @@ fn a_replacement_and_a_removal_survive_a_kill_at_every_step() {
             let before = world.mishaps().effects().len();
             world.mishaps().nth_effect(k, Mishap::HangsAfter);
             first.persist(2, &state(&[("a", changed)])).await;
-            let done = || first.report(&name("a")).is_some_and(|r| r.generation.0 == 2 && r.phase == Phase::Running);
+            let done = || {
+                first
+                    .report(&name("a"))
+                    .is_some_and(|r| r.generation.0 == 2 && r.phase == Phase::Running)
+            };
             first.until("stuck or done", || world.mishaps().reached() || done()).await;
             first.kill().await;
             world.mishaps().clear();
@@ -116,7 +121,11 @@ fn a_replacement_and_a_removal_survive_a_kill_at_every_step() {
             gone.confirm_removal.insert(name("a"));
             world.mishaps().nth_effect(k, Mishap::HangsAfter);
             second.persist(3, &gone).await;
-            second.until("stuck or removed", || world.mishaps().reached() || world.machine.runtime.held().is_empty()).await;
+            second
+                .until("stuck or removed", || {
+                    world.mishaps().reached() || world.machine.runtime.held().is_empty()
+                })
+                .await;
             second.kill().await;
             world.mishaps().clear();
             let third = world.start();
@@ -141,7 +150,9 @@ fn stale_conflicting_and_unconfirmed_states_are_refused_and_change_nothing() {
         let refused = |expected: &'static str| {
             let agent = &agent;
             async move {
-                agent.until(expected, || agent.refused().is_some_and(|why| why.contains(expected))).await;
+                agent
+                    .until(expected, || agent.refused().is_some_and(|why| why.contains(expected)))
+                    .await;
             }
         };
         agent.inbox.offer(offer(1, 4, &state(&[("a", spec())])));
@@ -191,7 +202,13 @@ fn a_configuration_that_openclaw_would_refuse_is_refused_whole() {
         agent.inbox.offer(offer(1, 2, &state(&[("a", bad), ("b", tokenless), ("c", unresolved)])));
         agent.until("refused", || agent.refused().is_some()).await;
         let why = agent.refused().unwrap();
-        for part in ["a: ", "gatewayx: unknown key", "gateway.nope", "OPENCLAW_GATEWAY_TOKEN", "NOBODY_SET_THIS"] {
+        for part in [
+            "a: ",
+            "gatewayx: unknown key",
+            "gateway.nope",
+            "OPENCLAW_GATEWAY_TOKEN",
+            "NOBODY_SET_THIS",
+        ] {
             assert!(why.contains(part), "{part} in {why}");
         }
         agent.pass(Duration::from_secs(60)).await;
@@ -253,7 +270,11 @@ fn an_image_that_does_not_exist_is_said_and_does_not_block_a_new_target() {
         agent.until_phase("a", Phase::Failed).await;
         let report = agent.report(&name("a")).unwrap();
         assert!(report.message.contains("registry.example/nothing:0"), "{}", report.message);
-        assert_eq!(agent.agent.board.status().last_result.map(|g| g.0), Some(1), "settled, not well");
+        assert_eq!(
+            agent.agent.board.status().last_result.map(|g| g.0),
+            Some(1),
+            "settled, not well"
+        );
         agent.persist(2, &state(&[("a", spec())])).await;
         let begun = world.machine.clock.until_next();
         agent.until_phase("a", Phase::Running).await;
@@ -273,7 +294,9 @@ fn stop_start_restart_resize_rebuild() {
                 agent
                     .until(&what, || {
                         agent.report(&name("a")).is_some_and(|r| {
-                            r.generation.0 == generation && r.phase == Phase::Running && r.step.is_none()
+                            r.generation.0 == generation
+                                && r.phase == Phase::Running
+                                && r.step.is_none()
                         })
                     })
                     .await;

@@ -21,10 +21,8 @@ use support::{name, offer, run, spec, state};
 
 fn desired(generation: u64) -> SessionResponse {
     let offer = offer(1, generation, &state(&[("a", spec())]));
-    let message = DesiredState {
-        stamp: Some(stamp_to_wire(&offer.stamp)),
-        host_state: offer.bytes,
-    };
+    let message =
+        DesiredState { stamp: Some(stamp_to_wire(&offer.stamp)), host_state: offer.bytes };
     SessionResponse { message: Some(Down::DesiredState(message)) }
 }
 
@@ -70,7 +68,10 @@ fn events_resume_without_gaps_after_a_reconnect() {
             }
         }
         let last = seen.last().unwrap().0;
-        assert_eq!(seen.iter().map(|(sequence, _)| *sequence).collect::<Vec<_>>(), (1..=last).collect::<Vec<_>>());
+        assert_eq!(
+            seen.iter().map(|(sequence, _)| *sequence).collect::<Vec<_>>(),
+            (1..=last).collect::<Vec<_>>()
+        );
         let ack = SessionResponse { message: Some(Down::EventAck(EventAck { sequence: last })) };
         session.send(ack).await;
         session.end().await;
@@ -153,7 +154,10 @@ fn going_away_is_honoured_and_a_cut_is_survived() {
         session.send(desired(1)).await;
         session.status(|status| status.persisted.is_some()).await;
         drop(session);
-        until("away", || !host.said().contains("connected to the coordinator") || host.said().contains("not")).await;
+        until("away", || {
+            !host.said().contains("connected to the coordinator") || host.said().contains("not")
+        })
+        .await;
         host.pass(Duration::from_secs(2));
         let mut session = coordinator.session().await;
         assert!(session.hello().await.persisted.is_some());
@@ -170,7 +174,8 @@ fn an_expired_certificate_says_what_to_do_and_a_renewal_keeps_the_session() {
         session.welcome(1).await;
         session.status(|_| true).await;
         // The wall clock of the agent reaches a third of the certificate's life.
-        let directory = IdentityDir::open(joined::identity_dir(host.world.directory.path())).unwrap();
+        let directory =
+            IdentityDir::open(joined::identity_dir(host.world.directory.path())).unwrap();
         let first = directory.load().unwrap().unwrap();
         host.jump_to_renewal(&first);
         until("renewed", || {

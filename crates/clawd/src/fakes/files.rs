@@ -56,7 +56,11 @@ impl FakeFiles {
         self.state.borrow_mut().secrets.clear();
     }
 
-    async fn change(&self, name: &'static str, effect: impl FnOnce(&mut State)) -> Result<(), FilesError> {
+    async fn change(
+        &self,
+        name: &'static str,
+        effect: impl FnOnce(&mut State),
+    ) -> Result<(), FilesError> {
         let call = self.mishaps.effect(name);
         if !call.may_begin().await {
             return Err(failed(name));
@@ -90,7 +94,8 @@ impl Files for FakeFiles {
         let data = state.data.get(instance);
         Ok(FilesView {
             data_present: data.is_some(),
-            files_present: data.is_some_and(|data| delivered.iter().all(|path| data.contains_key(path))),
+            files_present: data
+                .is_some_and(|data| delivered.iter().all(|path| data.contains_key(path))),
             secrets: state.secrets.get(instance).map(|text| Digest::of(text.reveal().as_bytes())),
         })
     }
@@ -106,7 +111,11 @@ impl Files for FakeFiles {
         .await
     }
 
-    async fn write_secrets(&self, instance: &InstanceName, text: &Secret) -> Result<(), FilesError> {
+    async fn write_secrets(
+        &self,
+        instance: &InstanceName,
+        text: &Secret,
+    ) -> Result<(), FilesError> {
         self.change("write-secrets", |state| {
             state.secrets.insert(instance.clone(), text.clone());
         })

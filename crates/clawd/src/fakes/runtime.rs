@@ -59,7 +59,10 @@ impl FakeRuntime {
     #[must_use]
     pub fn is_running(&self, name: &InstanceName) -> bool {
         let state = self.state.borrow();
-        state.containers.get(name).is_some_and(|c| matches!(c.state, ContainerState::Running { .. }))
+        state
+            .containers
+            .get(name)
+            .is_some_and(|c| matches!(c.state, ContainerState::Running { .. }))
     }
 
     /// An instance's container.
@@ -159,10 +162,14 @@ impl FakeRuntime {
                 };
                 state.networks.entry(name.clone()).or_insert(observed);
             }
-            RuntimeChange::RemoveNetwork(id) => state.networks.retain(|_, network| network.id != id),
+            RuntimeChange::RemoveNetwork(id) => {
+                state.networks.retain(|_, network| network.id != id)
+            }
             RuntimeChange::CreateContainer(plan, _) => create(&mut state, name, plan)?,
             RuntimeChange::Start => start(&mut state, name, now)?,
-            RuntimeChange::Unpause(id) => set(&mut state, id, |_| ContainerState::Running { since: now, pid: GATEWAY_PID }),
+            RuntimeChange::Unpause(id) => {
+                set(&mut state, id, |_| ContainerState::Running { since: now, pid: GATEWAY_PID })
+            }
             RuntimeChange::Stop(id, _) => set(&mut state, id, |before| match before {
                 ContainerState::Running { .. } | ContainerState::Paused => {
                     ContainerState::Exited(Exit { code: 0, oom: false, at: now })
@@ -191,7 +198,11 @@ fn refused(doing: &'static str) -> RuntimeError {
     RuntimeError::Refused { doing, source: Box::new(Told) }
 }
 
-fn create(state: &mut State, name: &InstanceName, plan: &ContainerPlan) -> Result<(), RuntimeError> {
+fn create(
+    state: &mut State,
+    name: &InstanceName,
+    plan: &ContainerPlan,
+) -> Result<(), RuntimeError> {
     if let Some(there) = state.containers.get(name) {
         let same = there.spec_digest == Some(plan.digest);
         return if same { Ok(()) } else { Err(RuntimeError::Stranger { name: plan.name.clone() }) };

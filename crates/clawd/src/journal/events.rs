@@ -73,8 +73,10 @@ impl Events {
             let batch = batch.clone();
             move |db| {
                 batch.iter().try_for_each(|event| insert(db, event))?;
-                db.prepare_cached("DELETE FROM event WHERE sequence <= (SELECT max(sequence) FROM event) - ?1")?
-                    .execute([MAX_EVENTS])?;
+                db.prepare_cached(
+                    "DELETE FROM event WHERE sequence <= (SELECT max(sequence) FROM event) - ?1",
+                )?
+                .execute([MAX_EVENTS])?;
                 range(db)
             }
         });

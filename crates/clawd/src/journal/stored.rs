@@ -105,8 +105,11 @@ pub(super) fn encode(remembered: &Remembered) -> String {
         files: hex(*files),
         restart_count: *restart_count,
         died: *died,
-        last_exit: last_exit
-            .map(|exit| StoredExit { code: exit.code, oom: exit.oom, at: exit.at.millis() }),
+        last_exit: last_exit.map(|exit| StoredExit {
+            code: exit.code,
+            oom: exit.oom,
+            at: exit.at.millis(),
+        }),
         seen_exit: seen_exit.as_ref().map(|(id, at)| (id.clone(), at.millis())),
         stop: remembered.stop.as_ref().map(|stop| StoredStop {
             container: stop.container.clone(),

@@ -32,14 +32,14 @@ fn remembered() -> Remembered {
         died: true,
         last_exit: Some(Exit { code: 137, oom: true, at: at(5) }),
         seen_exit: Some(("c".to_owned(), at(5))),
-        stop: Some(StopIntent { container: "c".to_owned(), reason: StopReason::Hung, until: at(9) }),
+        stop: Some(StopIntent {
+            container: "c".to_owned(),
+            reason: StopReason::Hung,
+            until: at(9),
+        }),
         start: Some(StartIntent { at: at(7), secrets: digest, restarts: 5 }),
         boot: Some("b".to_owned()),
-        healthy: Some(HealthyRun {
-            container: "c".to_owned(),
-            since: at(1),
-            healthy_since: at(2),
-        }),
+        healthy: Some(HealthyRun { container: "c".to_owned(), since: at(1), healthy_since: at(2) }),
     }
 }
 
@@ -57,7 +57,9 @@ fn what_is_remembered_comes_back() {
         let text = format!(r#"{{"stop":{{"container":"c","reason":"{reason}","until":1}}}}"#);
         assert_eq!(stored::decode(&text).unwrap().stop.unwrap().reason.to_string(), reason);
     }
-    assert!(stored::decode("{\"stop\":{\"container\":\"c\",\"reason\":\"?\",\"until\":1}}").is_err());
+    assert!(
+        stored::decode("{\"stop\":{\"container\":\"c\",\"reason\":\"?\",\"until\":1}}").is_err()
+    );
     assert!(stored::decode("{\"files\":\"zz\"}").is_err());
 }
 
@@ -71,10 +73,8 @@ fn a_journal_survives_its_agent() {
         let state = b"a state with a s3cret".as_slice();
         journal.persist_state(&stamp(1, state), state, vec![(name("a"), slot)]).await.unwrap();
         let steps = vec!["one".to_owned(), "two".to_owned()];
-        let ids = journal
-            .begin(&name("a"), &remembered(), Generation(1), steps, at(1))
-            .await
-            .unwrap();
+        let ids =
+            journal.begin(&name("a"), &remembered(), Generation(1), steps, at(1)).await.unwrap();
         let done = StepOutcome { id: ids[0], outcome: "done".to_owned() };
         journal.finish(&name("a"), &remembered(), vec![done], at(2)).await.unwrap();
         drop(journal);

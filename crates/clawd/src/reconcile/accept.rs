@@ -108,10 +108,9 @@ pub fn render(
         let network = pool.network(*slot);
         let target = match state.instances.get(name) {
             Some(spec) => match deliver(spec, network.gateway()) {
-                Ok(delivery) => Target::Present {
-                    spec: Box::new(spec.clone()),
-                    delivery: Box::new(delivery),
-                },
+                Ok(delivery) => {
+                    Target::Present { spec: Box::new(spec.clone()), delivery: Box::new(delivery) }
+                }
                 Err(faults) => {
                     rendered.faults.insert(name.clone(), faults.to_string());
                     continue;
@@ -170,7 +169,9 @@ fn deliver(spec: &InstanceSpec, bridge: std::net::IpAddr) -> Result<Delivery, Fa
     match StatePath::parse(CONFIG_FILE) {
         Ok(path) => {
             if files.insert(path, config).is_some() {
-                faults.push(format!("{CONFIG_FILE} is among the files: it is made from the configuration"));
+                faults.push(format!(
+                    "{CONFIG_FILE} is among the files: it is made from the configuration"
+                ));
             }
         }
         Err(error) => faults.push(error.to_string()),

@@ -249,7 +249,8 @@ async fn one<M: Machine>(
     let runtime = |change| machine.runtime().change(name, change);
     match step {
         Step::PullImage { image } => {
-            let progress = |at: PullProgress| show(format!("{} {}", step.name(), progress_text(at)));
+            let progress =
+                |at: PullProgress| show(format!("{} {}", step.name(), progress_text(at)));
             machine.runtime().pull(image, &progress).await?;
         }
         Step::CreateNetwork { network } => runtime(RuntimeChange::CreateNetwork(network)).await?,

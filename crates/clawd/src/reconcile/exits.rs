@@ -65,7 +65,8 @@ pub(super) fn note(
 }
 
 fn cause_of(remembered: &Remembered, id: &str, exit: Exit, boot: &str) -> ExitCause {
-    let stop = remembered.stop.as_ref().filter(|stop| stop.container == id && exit.at <= stop.until);
+    let stop =
+        remembered.stop.as_ref().filter(|stop| stop.container == id && exit.at <= stop.until);
     match stop {
         Some(stop) if stop.reason.is_failure() => ExitCause::GivenUp(stop.reason),
         Some(_) => ExitCause::Wanted,
@@ -126,7 +127,12 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(mut remembered: Remembered, container: &ObservedContainer, cause: ExitCause, failures: usize) {
+    fn check(
+        mut remembered: Remembered,
+        container: &ObservedContainer,
+        cause: ExitCause,
+        failures: usize,
+    ) {
         let fallback = Digest::of(b"other");
         let noted = note(&mut remembered, container, fallback, "b").expect("new");
         assert_eq!(noted.cause, cause);

@@ -81,12 +81,8 @@ impl HealthWatch {
             return;
         }
         let journaled = journaled.filter(|run| run.container == id && run.since == since);
-        self.run = Some(Run {
-            container: id.to_owned(),
-            since,
-            seen: now,
-            restored: journaled.is_some(),
-        });
+        self.run =
+            Some(Run { container: id.to_owned(), since, seen: now, restored: journaled.is_some() });
         self.health = Health {
             healthy_since: journaled.map(|run| run.healthy_since),
             last_answer: journaled.map(|_| now),
@@ -207,7 +203,10 @@ mod tests {
         watch.follow(Some(&running(0)), None, at(0));
         watch.take(GatewayAnswer::Started { ready: true }, at(5));
         for now in 6..9 {
-            assert_eq!(watch.take(GatewayAnswer::ProxyFailing("p".to_owned()), at(now)), Turn::Proxy);
+            assert_eq!(
+                watch.take(GatewayAnswer::ProxyFailing("p".to_owned()), at(now)),
+                Turn::Proxy
+            );
             assert_eq!(watch.health().last_answer, Some(at(now)));
         }
     }

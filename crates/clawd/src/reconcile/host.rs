@@ -131,7 +131,11 @@ impl<M: Machine> HostLoop<M> {
             requests: requests_in,
             ended: mpsc::channel(usize::from(claw_core::address::MAX_SLOTS)),
             stamp: None,
-            slots: recovered.instances.iter().map(|(name, (slot, _))| (name.clone(), *slot)).collect(),
+            slots: recovered
+                .instances
+                .iter()
+                .map(|(name, (slot, _))| (name.clone(), *slot))
+                .collect(),
             found: BTreeMap::new(),
             instances: BTreeMap::new(),
         };
@@ -177,7 +181,10 @@ impl<M: Machine> HostLoop<M> {
     /// Goes on with the persisted state, without the coordinator.
     fn resume(&mut self, recovered: Recovered) {
         if recovered.interrupted > 0 {
-            tracing::info!(steps = recovered.interrupted, "an earlier agent was ended in their midst");
+            tracing::info!(
+                steps = recovered.interrupted,
+                "an earlier agent was ended in their midst"
+            );
         }
         let Some(persisted) = recovered.state else { return };
         let state = persisted
@@ -186,7 +193,9 @@ impl<M: Machine> HostLoop<M> {
             .and_then(|bytes| claw_proto::convert::session::decode_host_state(bytes).ok());
         self.stamp = Some((persisted.stamp, state.is_some()));
         let Some(state) = state else {
-            tracing::error!("the persisted state cannot be read: waiting for the coordinator to send it again");
+            tracing::error!(
+                "the persisted state cannot be read: waiting for the coordinator to send it again"
+            );
             return;
         };
         self.resume_state(&persisted.stamp, &state, recovered.instances);
@@ -230,8 +239,11 @@ impl<M: Machine> HostLoop<M> {
         match verdict {
             Ok(Verdict::Known) => self.agent.board.known(),
             Ok(Verdict::Take(accepted)) => {
-                let job =
-                    self.agent.journal.persist_state(&offer.stamp, &offer.bytes, accepted.added.clone());
+                let job = self.agent.journal.persist_state(
+                    &offer.stamp,
+                    &offer.bytes,
+                    accepted.added.clone(),
+                );
                 let outcome = within(self.agent.machine.clock(), deadline::JOURNAL, job).await;
                 if let Some(problem) = persist_problem(outcome) {
                     self.agent.board.refused(offer.stamp, problem);

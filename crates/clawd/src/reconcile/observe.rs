@@ -8,7 +8,9 @@ use claw_core::plan::{DesiredInstance, Target, virtual_host};
 use super::deadline::{Elapsed, LOOK, within};
 use crate::journal::Remembered;
 use crate::machine::Machine;
-use crate::ports::{Files as _, FilesError, FilesView, Proxy as _, Runtime as _, RuntimeError, RuntimeView};
+use crate::ports::{
+    Files as _, FilesError, FilesView, Proxy as _, Runtime as _, RuntimeError, RuntimeView,
+};
 
 /// What the ports have shown of an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -53,7 +55,10 @@ impl ObserveError {
 ///
 /// # Errors
 /// [`ObserveError`].
-pub async fn observe(machine: &impl Machine, desired: &DesiredInstance) -> Result<Facts, ObserveError> {
+pub async fn observe(
+    machine: &impl Machine,
+    desired: &DesiredInstance,
+) -> Result<Facts, ObserveError> {
     let clock = machine.clock();
     let name = &desired.name;
     let Target::Present { spec, delivery } = &desired.target else {

@@ -78,7 +78,18 @@ mod tests {
         for good in ["coordinator.example:7443", "192.0.2.1:1", "[2001:db8::1]:7443"] {
             assert_eq!(good.parse::<Address>().map(|a| a.to_string()), Ok(good.to_owned()));
         }
-        for bad in ["", "a", "a:", "a:0", "a:70000", "2001:db8::1:7443", "[::1", "a b:1", ":1", "https://a:1"] {
+        for bad in [
+            "",
+            "a",
+            "a:",
+            "a:0",
+            "a:70000",
+            "2001:db8::1:7443",
+            "[::1",
+            "a b:1",
+            ":1",
+            "https://a:1",
+        ] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
         }
     }

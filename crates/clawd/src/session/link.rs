@@ -199,7 +199,8 @@ impl<M: Machine> Link<'_, M> {
             let due = self.outbox.due(now);
             let is_due = due != Due::Nothing;
             stalled_since = stalled_since.filter(|_| is_due).or_else(|| is_due.then_some(now));
-            let patience = stalled_since.map_or(STALLED, |at| STALLED.saturating_sub(now.since(at)));
+            let patience =
+                stalled_since.map_or(STALLED, |at| STALLED.saturating_sub(now.since(at)));
             let status_wait = self.outbox.status_wait(now);
             select! {
                 biased;

@@ -59,7 +59,11 @@ pub(super) async fn keep<M: Machine>(
                     None,
                     EventKind::CertificateRenewed,
                     Severity::Info,
-                    format!("certificate {} follows {}", renewed.peer().serial, current.peer().serial),
+                    format!(
+                        "certificate {} follows {}",
+                        renewed.peer().serial,
+                        current.peer().serial
+                    ),
                 );
                 at = millis(renewed.renew_at(&mut rand::rng()));
                 current = renewed;

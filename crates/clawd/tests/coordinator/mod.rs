@@ -1,5 +1,9 @@
 //! A coordinator that does what a test says: real certificates, TLS and HTTP/2.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, its fixtures too")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking, its fixtures too"
+)]
 
 use std::cell::RefCell;
 use std::pin::Pin;

@@ -27,8 +27,12 @@ fn spec() -> InstanceSpec {
             (EnvName::parse(GATEWAY_TOKEN).unwrap(), secret("t")),
             (EnvName::parse("KEY").unwrap(), secret("it's")),
         ]),
-        config: "{ agents: { defaults: { model: '${MODEL}' } }, models: { key: '${KEY}' } }".to_owned(),
-        files: BTreeMap::from([(StatePath::parse("workspace/IDENTITY.md").unwrap(), "me".to_owned())]),
+        config: "{ agents: { defaults: { model: '${MODEL}' } }, models: { key: '${KEY}' } }"
+            .to_owned(),
+        files: BTreeMap::from([(
+            StatePath::parse("workspace/IDENTITY.md").unwrap(),
+            "me".to_owned(),
+        )]),
         web: WebPolicy {
             hostnames: [DomainName::parse("a.example").unwrap()].into(),
             allowed_origins: [Origin::parse("https://a.example").unwrap()].into(),
@@ -47,8 +51,7 @@ fn judged(
         pairs.iter().map(|(n, slot)| (name(n), Slot::new(*slot).unwrap())).collect()
     };
     let (slots, found) = (map(slots), map(found));
-    let held =
-        Held { stamp: None, slots: &slots, found: &found, pool: AddressPool::STANDARD };
+    let held = Held { stamp: None, slots: &slots, found: &found, pool: AddressPool::STANDARD };
     let bytes = encode_host_state(state);
     let digest = Digest::of(&bytes);
     let stamp = Stamp { epoch: Epoch(1), generation: Generation(1), digest };
@@ -72,7 +75,9 @@ fn what_is_delivered_is_complete() {
     let files: Vec<&str> = delivery.files.keys().map(StatePath::as_str).collect();
     assert_eq!(files, ["openclaw.json", "workspace/IDENTITY.md"]);
     let config = &delivery.files[&StatePath::parse(CONFIG_FILE).unwrap()];
-    for part in ["\"10.201.1.1/32\"", "\"https://a.example\"", "${OPENCLAW_GATEWAY_TOKEN}", "${MODEL}"] {
+    for part in
+        ["\"10.201.1.1/32\"", "\"https://a.example\"", "${OPENCLAW_GATEWAY_TOKEN}", "${MODEL}"]
+    {
         assert!(config.contains(part), "{part} in {config}");
     }
     assert_eq!(delivery.secrets.reveal(), "KEY=\"it's\"\nOPENCLAW_GATEWAY_TOKEN='t'\n");
@@ -80,7 +85,8 @@ fn what_is_delivered_is_complete() {
 
 #[test]
 fn slots_are_kept_adopted_and_otherwise_the_lowest_free() {
-    let accepted = judged(&state(&["a", "b", "c", "d"]), &[("b", 0)], &[("c", 5), ("x", 1)]).unwrap();
+    let accepted =
+        judged(&state(&["a", "b", "c", "d"]), &[("b", 0)], &[("c", 5), ("x", 1)]).unwrap();
     let added: Vec<(String, u8)> =
         accepted.added.iter().map(|(n, slot)| (n.to_string(), slot.number())).collect();
     assert_eq!(added, [("a".to_owned(), 2), ("c".to_owned(), 5), ("d".to_owned(), 3)]);

@@ -60,7 +60,8 @@ impl Describer {
         report.phase = phase_of(plan);
         report.message = message_of(plan, self.failure.as_deref());
         if report.phase != self.before {
-            let change = HealthChange { at: now, phase: report.phase, message: report.message.clone() };
+            let change =
+                HealthChange { at: now, phase: report.phase, message: report.message.clone() };
             push_health(&mut report.health_history, change);
         }
         let container = seen.container;
@@ -79,7 +80,12 @@ impl Describer {
     }
 
     /// Reports that nothing can be seen.
-    pub(super) fn blind<M: Machine>(&self, agent: &Agent<M>, desired: &DesiredInstance, why: String) {
+    pub(super) fn blind<M: Machine>(
+        &self,
+        agent: &Agent<M>,
+        desired: &DesiredInstance,
+        why: String,
+    ) {
         let mut report = self.report.borrow_mut();
         report.generation = desired.generation;
         report.message = why;
@@ -90,8 +96,7 @@ impl Describer {
     pub(super) fn step<M: Machine>(&self, agent: &Agent<M>, step: Option<String>) {
         let mut report = self.report.borrow_mut();
         let since = report.step.take().map(|(_, since)| since);
-        report.step =
-            step.map(|text| (text, since.unwrap_or_else(|| agent.machine.clock().now())));
+        report.step = step.map(|text| (text, since.unwrap_or_else(|| agent.machine.clock().now())));
         agent.board.report(report.clone(), self.pid.get());
     }
 
