@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
-use claw_lab::command;
+use claw_lab::requirements::{self, Requirement};
+use claw_lab::{command, progress};
 
 use crate::cargo::{cargo, output, root, run as run_command, target, tool};
 
@@ -57,6 +58,7 @@ const CLAWCTL: Package =
 
 /// Builds the packages and prints what they are.
 pub(crate) fn run() -> Result<DistOutput> {
+    requirements::ensure(&[Requirement::Packaging], &*progress::terminal())?;
     build(&[CLAWD])?;
     // Together, so that what they share is compiled once.
     build(&[COORDINATOR, CLAWCTL])?;

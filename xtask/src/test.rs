@@ -83,6 +83,7 @@ pub(crate) fn python() -> Result<PathBuf> {
         "grpcio-health-checking==1.81.0",
         "grpcio-status==1.81.0",
     ];
+    requirements::ensure(&[Requirement::Python], &*progress::terminal())?;
     let home = cargo::cache().join("python");
     let python = home.join("bin/python3");
     let mut probe = claw_lab::command(&python);
@@ -93,7 +94,7 @@ pub(crate) fn python() -> Result<PathBuf> {
     eprintln!("installing Python's gRPC client into {}", home.display());
     let mut venv = claw_lab::command("python3");
     venv.args(["-m", "venv", "--clear"]).arg(&home);
-    cargo::run(venv).context("hint: apt-get install python3-venv")?;
+    cargo::run(venv)?;
     let mut install = claw_lab::command(&python);
     install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(PACKAGES);
     cargo::run(install)?;

@@ -1,4 +1,4 @@
-//! The command line as types. What the commands do is in [`crate::command`].
+//! The command line as types. What the commands do is in [`mod@crate::command`].
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! What the agent needs from the machine, in our own types and errors.
 //!
-//! Each port has one adapter file in [`crate::adapters`] and one fake in [`crate::fakes`], held to the
+//! Each port has one adapter file in [`crate::adapters`] and one fake in `fakes`, held to the
 //! same contract suite. Adapters hold no policy: they do what they are told and report what they
 //! see. Every method has a deadline of its own and is cancel-safe in the sense that dropping its
 //! future may leave the effect done or not done, never half described; the next observation tells.

@@ -21,13 +21,22 @@ pub enum Requirement {
     Disks,
     /// Fetches OpenClaw (`npm`, and the `libatomic1` that its Node needs).
     Npm,
+    /// Finds what packages depend on (`dpkg-shlibdeps` from `dpkg-dev`).
+    Packaging,
+    /// Runs the third-party client (`python3` with `venv`).
+    Python,
     /// Runs virtual machines (`qemu-system-x86_64`, `ssh`); see [`crate::vm`].
     VirtualMachine,
 }
 
-/// What a lab needs, the OpenClaw image included.
-pub const ALL: [Requirement; 4] =
-    [Requirement::Debootstrap, Requirement::Iproute, Requirement::Disks, Requirement::Npm];
+/// What demo and tests need: a lab, the OpenClaw image, our packages.
+pub const ALL: [Requirement; 5] = [
+    Requirement::Debootstrap,
+    Requirement::Iproute,
+    Requirement::Disks,
+    Requirement::Npm,
+    Requirement::Packaging,
+];
 
 /// How long apt may take, another apt's lock included.
 const APT_DEADLINE: Duration = Duration::from_secs(600);
@@ -41,6 +50,8 @@ impl Requirement {
             Self::Iproute => &["iproute2"],
             Self::Disks => &["e2fsprogs", "mount"],
             Self::Npm => &["npm", "libatomic1"],
+            Self::Packaging => &["dpkg-dev"],
+            Self::Python => &["python3-venv"],
             Self::VirtualMachine => &["qemu-system-x86", "openssh-client"],
         }
     }
@@ -50,10 +61,19 @@ impl Requirement {
             Self::Debootstrap => on_path("debootstrap") && Path::new(DEBIAN_KEYRING).exists(),
             Self::Iproute => on_path("ip") && on_path("bridge"),
             Self::Disks => on_path("mkfs.ext4") && on_path("mount"),
+            Self::Packaging => on_path("dpkg-shlibdeps"),
+            Self::Python => has_venv(),
             Self::VirtualMachine => on_path("qemu-system-x86_64") && on_path("ssh"),
             Self::Npm => on_path("npm") && LIBRARY_DIRS.iter().any(|dir| has_libatomic(dir)),
         }
     }
+}
+
+/// Debian's Python has `venv` only with its package; `ensurepip` is what lacks otherwise.
+fn has_venv() -> bool {
+    let mut probe = command("python3");
+    probe.args(["-c", "import ensurepip"]);
+    probe.output().is_ok_and(|output| output.status.success())
 }
 
 const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
