@@ -42,7 +42,8 @@ impl Rig {
     /// When a part does not come up.
     pub fn with(name: &str, settings: &str, hosts: &[HostOptions]) -> Result<Self> {
         let mut rig = Self::without_hosts(name, settings)?;
-        let options: Vec<_> = hosts.iter().map(|host| host.clone().with_image(&rig.image)).collect();
+        let options: Vec<_> =
+            hosts.iter().map(|host| host.clone().with_image(&rig.image)).collect();
         let what = format!("{} host(s) boot, get the package and join", options.len());
         let booted = rig.step(&what, || {
             std::thread::scope(|scope| {
@@ -160,7 +161,8 @@ pub fn diagnosis(rig: &Rig) -> String {
         ];
         for argv in commands {
             let said = host.exec_with(argv, b"", Duration::from_secs(10));
-            let said = said.map_or_else(|error| format!("{error:#}"), |out| out.stdout + &out.stderr);
+            let said =
+                said.map_or_else(|error| format!("{error:#}"), |out| out.stdout + &out.stderr);
             section(&mut text, &format!("{}: {}", host.name(), argv.join(" ")), &said);
         }
     }

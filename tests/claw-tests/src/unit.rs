@@ -30,7 +30,9 @@ impl UnitProcess {
         let pid = fs::read_dir("/proc")?
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
             .filter(|pid| id_inside(*pid).as_deref() == Some(inside))
-            .find(|pid| fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|ns| ns == namespace));
+            .find(|pid| {
+                fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|ns| ns == namespace)
+            });
         let pid = pid.with_context(|| format!("no process of {unit} on this machine"))?;
         Ok(Self(Pid::from_raw(pid)))
     }

@@ -158,7 +158,8 @@ fn kill_at(
     until(PATIENCE, "the agent to be dead", || Ok(agent.is_gone().then_some(())))?;
     let steps = journal::steps(rig.host(), name)?;
     let cut_off = |step: &&Step| step.outcome.as_deref().is_none_or(|o| o == "interrupted");
-    let hit: Vec<&str> = steps.iter().skip(known).filter(cut_off).map(|s| s.name.as_str()).collect();
+    let hit: Vec<&str> =
+        steps.iter().skip(known).filter(cut_off).map(|s| s.name.as_str()).collect();
     rig.note(&format!("  killed; of {name} were under way: {}", hit.join(" ")));
     Ok(!hit.is_empty())
 }
@@ -233,7 +234,8 @@ fn assert_gone(rig: &Rig, name: &str) -> Result<()> {
         let path = outside(rig.host(), &file.replace('@', name))?;
         assert!(!path.exists(), "{} is left", path.display());
     }
-    let aside = rig.host().exec_ok(&["sh", "-c", &format!("ls -d /var/lib/clawd/removed/{name}.*")])?;
+    let aside =
+        rig.host().exec_ok(&["sh", "-c", &format!("ls -d /var/lib/clawd/removed/{name}.*")])?;
     assert_eq!(aside.lines().count(), 1, "data was set aside more than once, or lost: {aside}");
     Ok(())
 }

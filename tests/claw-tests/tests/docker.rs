@@ -16,8 +16,18 @@ fn docker_may_restart_stop_and_hang() -> Result<()> {
     rig.step("an instance serves, beside two containers of somebody else", || {
         for name in ["stranger", "claw-taken"] {
             host.exec_ok(&[
-                "docker", "run", "--detach", "--name", name, "--restart", "always", "--env",
-                "OPENCLAW_GATEWAY_TOKEN=stranger", image, "gateway", "--allow-unconfigured",
+                "docker",
+                "run",
+                "--detach",
+                "--name",
+                name,
+                "--restart",
+                "always",
+                "--env",
+                "OPENCLAW_GATEWAY_TOKEN=stranger",
+                image,
+                "gateway",
+                "--allow-unconfigured",
             ])?;
         }
         fleet.apply(&Instance::new("demo", host, image).env("CLAW_FAKE_CONTROL", 1))?;
@@ -26,19 +36,22 @@ fn docker_may_restart_stop_and_hang() -> Result<()> {
     })?;
     let strangers = [of(&rig, "stranger")?, of(&rig, "claw-taken")?];
 
-    rig.step("an instance whose container's name is taken says so, and the stranger stays", || {
-        fleet.apply(&Instance::new("taken", host, image))?;
-        fleet.until(PATIENCE, "the complaint", |fleet| {
-            let status = &fleet.instance("taken")?["status"];
-            let message = status["message"].as_str().unwrap_or_default();
-            let said = message.contains("claw-taken") && message.contains("not made by clawd");
-            if said { Ok(Some(())) } else { bail!("it is {status}") }
-        })?;
-        assert_eq!([of(&rig, "stranger")?, of(&rig, "claw-taken")?], strangers);
-        fleet.clawctl_ok(&["delete", "taken", "--wait"])?;
-        assert_eq!([of(&rig, "stranger")?, of(&rig, "claw-taken")?], strangers);
-        Ok(())
-    })?;
+    rig.step(
+        "an instance whose container's name is taken says so, and the stranger stays",
+        || {
+            fleet.apply(&Instance::new("taken", host, image))?;
+            fleet.until(PATIENCE, "the complaint", |fleet| {
+                let status = &fleet.instance("taken")?["status"];
+                let message = status["message"].as_str().unwrap_or_default();
+                let said = message.contains("claw-taken") && message.contains("not made by clawd");
+                if said { Ok(Some(())) } else { bail!("it is {status}") }
+            })?;
+            assert_eq!([of(&rig, "stranger")?, of(&rig, "claw-taken")?], strangers);
+            fleet.clawctl_ok(&["delete", "taken", "--wait"])?;
+            assert_eq!([of(&rig, "stranger")?, of(&rig, "claw-taken")?], strangers);
+            Ok(())
+        },
+    )?;
     let before = of(&rig, "claw-demo")?;
     rig.step("clawd stops and starts: the container is adopted, no request is lost", || {
         let ((), seen) = traffic::during(fleet, host, "demo", || {
@@ -112,7 +125,11 @@ fn while_it_hangs(rig: &Rig) -> Result<()> {
         found["status"]["lastSeenTime"].as_str().map(str::to_owned).context("never seen")
     };
     let first = seen(fleet)?;
-    fleet.until(PATIENCE, "another heartbeat", |fleet| Ok((seen(fleet)? != first).then_some(())))?;
+    fleet.until(
+        PATIENCE,
+        "another heartbeat",
+        |fleet| Ok((seen(fleet)? != first).then_some(())),
+    )?;
     fleet.until_serving(host, "demo")
 }
 

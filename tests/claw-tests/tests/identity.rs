@@ -104,7 +104,8 @@ fn tokens(rig: &Rig, host: &LabHost) -> Result<()> {
         })?;
         host.exec_ok(&["systemctl", "restart", "clawd.service"])?;
         until(PATIENCE, "the agent to be refused again", || {
-            let status = host.exec_ok(&["systemctl", "show", "--property=StatusText", "clawd.service"])?;
+            let status =
+                host.exec_ok(&["systemctl", "show", "--property=StatusText", "clawd.service"])?;
             if status.contains("not connected") { Ok(Some(())) } else { bail!("{status}") }
         })?;
         fleet.until_host(host, "revoked", Duration::from_secs(5))?;
@@ -161,7 +162,8 @@ fn roles(rig: &Rig, host: &LabHost) -> Result<()> {
     rig.step("no certificate, and TLS 1.2", || {
         let url = format!("https://{COORDINATOR}/claw.fleet.v1.HostService/ListHosts");
         let grpc = ["-H", "content-type: application/grpc", "--data-binary", "@/dev/null", &url];
-        let plain = ["curl", "-sS", "-k", "--http2", "--max-time", "10", "-D", "-", "-o", "/dev/null"];
+        let plain =
+            ["curl", "-sS", "-k", "--http2", "--max-time", "10", "-D", "-", "-o", "/dev/null"];
         let anonymous = host.exec_ok(&[&plain[..], &grpc].concat())?;
         assert!(anonymous.contains("grpc-status: 16"), "{anonymous}");
         let old = ["curl", "-sS", "-k", "--tls-max", "1.2", "--max-time", "10", &url];
@@ -201,7 +203,8 @@ fn certificates(rig: &Rig, host: &LabHost) -> Result<()> {
         lend(rig, host, Duration::from_secs(100), Duration::from_secs(90))?;
         host.exec_ok(&["systemctl", "start", "clawd.service"])?;
         until(PATIENCE, "the hint", || {
-            let status = host.exec_ok(&["systemctl", "show", "--property=StatusText", "clawd.service"])?;
+            let status =
+                host.exec_ok(&["systemctl", "show", "--property=StatusText", "clawd.service"])?;
             let told = status.contains("expired") && status.contains("clawd join");
             if told { Ok(Some(())) } else { bail!("{status}") }
         })?;

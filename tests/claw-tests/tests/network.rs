@@ -13,9 +13,8 @@ const QUICK: &str = "[session]\nheartbeat_seconds = 1\n";
 fn a_host_goes_on_through_every_cut() -> Result<()> {
     let rig = Rig::with("network", QUICK, &[claw_lab::HostOptions::named("h1")])?;
     let (fleet, host) = (rig.fleet(), rig.host());
-    let fake = |name: &str| {
-        Instance::new(name, host, &rig.image().reference).env("CLAW_FAKE_CONTROL", 1)
-    };
+    let fake =
+        |name: &str| Instance::new(name, host, &rig.image().reference).env("CLAW_FAKE_CONTROL", 1);
     rig.step("two instances serve", || {
         for name in ["kept", "doomed"] {
             fleet.apply(&fake(name))?;
@@ -100,7 +99,8 @@ fn heal_in_the_dark(rig: &Rig) -> Result<()> {
         let back = state["Running"] == true && state["StartedAt"] != before;
         if back { Ok(Some(())) } else { bail!("{state}") }
     })?;
-    let local = ["curl", "-fsS", "-H", "Host: kept.claw.localhost", "http://127.0.0.1:8080/startupz"];
+    let local =
+        ["curl", "-fsS", "-H", "Host: kept.claw.localhost", "http://127.0.0.1:8080/startupz"];
     claw_tests::fleet::until(PATIENCE, "the host's own proxy to serve it", || {
         let answer = rig.host().exec(&local)?;
         if answer.success() { Ok(Some(())) } else { bail!("{answer:?}") }

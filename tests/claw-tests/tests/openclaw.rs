@@ -42,7 +42,8 @@ fn the_real_openclaw_is_served_through_the_whole_path() -> Result<()> {
         assert_eq!(started.status, 200, "{started:?}");
         assert!(started.body.contains("started"), "{started:?}");
         let page = fleet.browse(host, "claw", "/")?;
-        let title = page.body.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>"));
+        let title =
+            page.body.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>"));
         assert!(title.context("no title")?.0.contains("OpenClaw"), "{page:?}");
         Ok(())
     })?;
@@ -76,7 +77,8 @@ fn the_real_openclaw_is_served_through_the_whole_path() -> Result<()> {
 
 /// Greets the gateway as a backend client does; returns its answer.
 fn connect(rig: &Rig, token: &str) -> Result<serde_json::Value> {
-    let stream = rig.fleet().lab().connect(Network::Client, (rig.host().address(), WEB_PORT).into())?;
+    let stream =
+        rig.fleet().lab().connect(Network::Client, (rig.host().address(), WEB_PORT).into())?;
     let mut socket = WebSocket::open(stream, "claw.claw.localhost", "")?;
     let challenge = socket.receive()?;
     assert_eq!(challenge["event"], "connect.challenge", "{challenge}");

@@ -20,29 +20,35 @@ fn the_agents_package_is_upgraded_removed_and_purged_around_a_serving_instance()
     let rig = Rig::start("package")?;
     let (fleet, host) = (rig.fleet(), rig.host());
     let newer = newer_version(&Programs::of_tests()?.clawd_deb, fleet.lab().dir())?;
-    rig.step("the unit is sound and hardened", || assert_sound(host, "clawd.service", CLAWD_EXPOSURE))?;
+    rig.step("the unit is sound and hardened", || {
+        assert_sound(host, "clawd.service", CLAWD_EXPOSURE)
+    })?;
     rig.step("an instance serves", || {
         fleet.apply(&Instance::new("demo", host, &rig.image().reference))?;
         fleet.until_phase("demo", "running", PATIENCE)?;
         fleet.until_serving(host, "demo")
     })?;
     let before = run(&rig)?;
-    rig.step("the package is upgraded: another agent, the same container, no request lost", || {
-        let agent = UnitProcess::of(host, "clawd.service")?;
-        let ((), seen) = traffic::during(fleet, host, "demo", || {
-            host.install_deb(std::slice::from_ref(&newer))?;
-            host.wait_until_active("clawd.service", PATIENCE)?;
-            assert_ne!(UnitProcess::of(host, "clawd.service")?, agent, "the old agent runs on");
-            fleet.until_online(host)?;
-            fleet.until_phase("demo", "running", PATIENCE)?;
+    rig.step(
+        "the package is upgraded: another agent, the same container, no request lost",
+        || {
+            let agent = UnitProcess::of(host, "clawd.service")?;
+            let ((), seen) = traffic::during(fleet, host, "demo", || {
+                host.install_deb(std::slice::from_ref(&newer))?;
+                host.wait_until_active("clawd.service", PATIENCE)?;
+                assert_ne!(UnitProcess::of(host, "clawd.service")?, agent, "the old agent runs on");
+                fleet.until_online(host)?;
+                fleet.until_phase("demo", "running", PATIENCE)?;
+                Ok(())
+            })?;
+            ensure!(seen.failures.is_empty(), "{seen:#?}");
+            assert_eq!(run(&rig)?, before);
+            let version =
+                host.exec_ok(&["dpkg-query", "--show", "--showformat=${Version}", "clawd"])?;
+            assert!(version.ends_with("+newer"), "{version}");
             Ok(())
-        })?;
-        ensure!(seen.failures.is_empty(), "{seen:#?}");
-        assert_eq!(run(&rig)?, before);
-        let version = host.exec_ok(&["dpkg-query", "--show", "--showformat=${Version}", "clawd"])?;
-        assert!(version.ends_with("+newer"), "{version}");
-        Ok(())
-    })?;
+        },
+    )?;
     rig.step("kill -9: systemd starts it again", || {
         let agent = UnitProcess::of(host, "clawd.service")?;
         agent.signal(Signal::SIGKILL)?;
@@ -76,19 +82,22 @@ fn the_agents_package_is_upgraded_removed_and_purged_around_a_serving_instance()
         assert_eq!(run(&rig)?, before);
         Ok(())
     })?;
-    rig.step("it is purged: identity and configuration go, customers' data and containers stay", || {
-        let purged = host.exec_ok(&["apt-get", "--yes", "purge", "clawd"])?;
-        assert!(purged.contains("claw-demo"), "nothing is said of the container: {purged}");
-        assert_eq!(run(&rig)?, before);
-        for gone in ["/etc/clawd", "/var/lib/clawd/identity", "/var/lib/clawd/journal.db"] {
-            assert!(!host.exec(&["test", "-e", gone])?.success(), "{gone} is left");
-        }
-        host.exec_ok(&["test", "-e", "/var/lib/clawd/instances/demo/gen-1/openclaw.json"])?;
-        host.exec_ok(&["nginx", "-t", "-q"])?;
-        let left = host.exec(&["systemctl", "list-unit-files", "--no-legend", "clawd*"])?;
-        assert_eq!(left.stdout, "", "units are left");
-        Ok(())
-    })
+    rig.step(
+        "it is purged: identity and configuration go, customers' data and containers stay",
+        || {
+            let purged = host.exec_ok(&["apt-get", "--yes", "purge", "clawd"])?;
+            assert!(purged.contains("claw-demo"), "nothing is said of the container: {purged}");
+            assert_eq!(run(&rig)?, before);
+            for gone in ["/etc/clawd", "/var/lib/clawd/identity", "/var/lib/clawd/journal.db"] {
+                assert!(!host.exec(&["test", "-e", gone])?.success(), "{gone} is left");
+            }
+            host.exec_ok(&["test", "-e", "/var/lib/clawd/instances/demo/gen-1/openclaw.json"])?;
+            host.exec_ok(&["nginx", "-t", "-q"])?;
+            let left = host.exec(&["systemctl", "list-unit-files", "--no-legend", "clawd*"])?;
+            assert_eq!(left.stdout, "", "units are left");
+            Ok(())
+        },
+    )
 }
 
 #[test]
@@ -99,15 +108,24 @@ fn the_coordinators_package_serves_from_its_unit() -> Result<()> {
     rig.add(host);
     let host = rig.host();
     const UNIT: &str = "claw-coordinator.service";
-    rig.step("coordinator and clawctl are installed; nothing runs before there is a fleet", || {
-        host.wait_until_active("multi-user.target", PATIENCE)?;
-        host.install_deb(&[programs.coordinator_deb.clone(), programs.clawctl_deb.clone()])?;
-        assert!(!host.exec(&["systemctl", "is-active", UNIT])?.success());
-        assert_sound(host, UNIT, COORDINATOR_EXPOSURE)
-    })?;
+    rig.step(
+        "coordinator and clawctl are installed; nothing runs before there is a fleet",
+        || {
+            host.wait_until_active("multi-user.target", PATIENCE)?;
+            host.install_deb(&[programs.coordinator_deb.clone(), programs.clawctl_deb.clone()])?;
+            assert!(!host.exec(&["systemctl", "is-active", UNIT])?.success());
+            assert_sound(host, UNIT, COORDINATOR_EXPOSURE)
+        },
+    )?;
     rig.step("a fleet is made, the unit serves it", || {
         host.exec_ok(&[
-            "claw-coordinator", "init", "--name", "127.0.0.1", "--operator", "admin", "--out",
+            "claw-coordinator",
+            "init",
+            "--name",
+            "127.0.0.1",
+            "--operator",
+            "admin",
+            "--out",
             "/root/operator",
         ])?;
         host.exec_ok(&["systemctl", "start", UNIT])?;
@@ -205,6 +223,9 @@ fn newer_version(package: &Path, dir: &Path) -> Result<PathBuf> {
     let line = text.lines().find(|line| line.starts_with("Version:")).unwrap_or_default();
     std::fs::write(&control, text.replace(line, &format!("{line}+newer")))?;
     let newer = dir.join("newer.deb");
-    run(command("dpkg-deb").args(["--root-owner-group", "-Zgzip", "--build"]).arg(&tree).arg(&newer))?;
+    run(command("dpkg-deb")
+        .args(["--root-owner-group", "-Zgzip", "--build"])
+        .arg(&tree)
+        .arg(&newer))?;
     Ok(newer)
 }

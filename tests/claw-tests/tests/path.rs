@@ -36,7 +36,8 @@ fn two_hosts_serve_hardened_instances_side_by_side() -> Result<()> {
         Ok(())
     })?;
     rig.step("each has a bridge, an address and a hardened container of its own", || {
-        let inspected = placed.map(|(name, host)| Ok::<_, anyhow::Error>((name, inspect(host, name)?)));
+        let inspected =
+            placed.map(|(name, host)| Ok::<_, anyhow::Error>((name, inspect(host, name)?)));
         let mut homes = Vec::new();
         for inspected in inspected {
             let (name, container) = inspected?;
@@ -55,23 +56,29 @@ fn two_hosts_serve_hardened_instances_side_by_side() -> Result<()> {
         }
         Ok(())
     })?;
-    rig.step("the reverse proxy names the client, and the trap is set for whoever does not", || {
-        for (name, host) in placed {
-            let direct = (home(name, &inspect(host, name)?)?.1.parse::<std::net::Ipv4Addr>()?, 18789);
-            let trapped = http::get(Docker::of(host)?.connect(direct.into())?, "x", "/startupz")?;
-            assert_eq!(trapped.status, 403, "{trapped:?}");
-            assert!(trapped.body.contains("proxy_attribution_required"), "{trapped:?}");
-            assert_eq!(fleet.browse(host, name, "/startupz")?.status, 200);
-            assert_eq!(fleet.browse(host, name, "/readyz")?.status, 200);
-        }
-        let unknown = fleet.browse(first, "gamma", "/startupz")?;
-        assert_eq!(unknown.status, 404, "a host serves an instance of another: {unknown:?}");
-        Ok(())
-    })?;
+    rig.step(
+        "the reverse proxy names the client, and the trap is set for whoever does not",
+        || {
+            for (name, host) in placed {
+                let direct =
+                    (home(name, &inspect(host, name)?)?.1.parse::<std::net::Ipv4Addr>()?, 18789);
+                let trapped =
+                    http::get(Docker::of(host)?.connect(direct.into())?, "x", "/startupz")?;
+                assert_eq!(trapped.status, 403, "{trapped:?}");
+                assert!(trapped.body.contains("proxy_attribution_required"), "{trapped:?}");
+                assert_eq!(fleet.browse(host, name, "/startupz")?.status, 200);
+                assert_eq!(fleet.browse(host, name, "/readyz")?.status, 200);
+            }
+            let unknown = fleet.browse(first, "gamma", "/startupz")?;
+            assert_eq!(unknown.status, 404, "a host serves an instance of another: {unknown:?}");
+            Ok(())
+        },
+    )?;
     rig.step("WebSockets pass, and only the gateway's own token is taken", || {
         for (name, host) in placed {
             let open = || {
-                let stream = fleet.lab().connect(Network::Client, (host.address(), WEB_PORT).into())?;
+                let stream =
+                    fleet.lab().connect(Network::Client, (host.address(), WEB_PORT).into())?;
                 let mut socket = WebSocket::open(stream, &format!("{name}.claw.localhost"), "")?;
                 assert_eq!(socket.receive()?["event"], "connect.challenge");
                 Ok::<_, anyhow::Error>(socket)
@@ -204,7 +211,10 @@ fn assert_reports(rig: &Rig, host: &LabHost, name: &str) -> Result<()> {
     }
     let resources = &status["resources"];
     for field in ["memoryTotalBytes", "memoryAvailableBytes", "cpuCount", "diskTotalBytes"] {
-        assert!(resources[field].as_u64().is_some_and(|value| value > 0), "no {field}: {resources}");
+        assert!(
+            resources[field].as_u64().is_some_and(|value| value > 0),
+            "no {field}: {resources}"
+        );
     }
     assert!(status["certificateExpireTime"].is_string(), "{status}");
     Ok(())
@@ -217,7 +227,8 @@ fn an_instance_goes_through_everything_that_can_be_asked_of_it() -> Result<()> {
     let mut demo = gateway("demo", host, &rig)
         .with("identity", "# Ida\n")
         .with("files", json!({ "notes/first.md": "first\n" }));
-    demo.config = "{ agents: { defaults: { workspace: '/home/node/.openclaw/workspace' } } }".into();
+    demo.config =
+        "{ agents: { defaults: { workspace: '/home/node/.openclaw/workspace' } } }".into();
 
     let created = rig.step("it is created with configuration, identity and files", || {
         fleet.apply(&demo)?;
@@ -274,18 +285,19 @@ fn an_instance_goes_through_everything_that_can_be_asked_of_it() -> Result<()> {
         assert_eq!(Run::of(&fleet.until_phase("demo", "running", PATIENCE)?)?, healed);
         Ok(())
     })?;
-    let larger = rig.step("its memory limit changes: a new container, the heap limit follows", || {
-        demo.memory_mib = 512;
-        fleet.apply(&demo)?;
-        let run = until_newer_run(&rig, &healed)?;
-        assert_ne!(run.container, created.container);
-        let container = inspect(host, "demo")?;
-        assert_eq!(container["HostConfig"]["Memory"], 512 << 20);
-        let env = container["Config"]["Env"].to_string();
-        assert!(env.contains("--max-old-space-size="), "{env}");
-        assert_kept(&rig)?;
-        Ok(run)
-    })?;
+    let larger =
+        rig.step("its memory limit changes: a new container, the heap limit follows", || {
+            demo.memory_mib = 512;
+            fleet.apply(&demo)?;
+            let run = until_newer_run(&rig, &healed)?;
+            assert_ne!(run.container, created.container);
+            let container = inspect(host, "demo")?;
+            assert_eq!(container["HostConfig"]["Memory"], 512 << 20);
+            let env = container["Config"]["Env"].to_string();
+            assert!(env.contains("--max-old-space-size="), "{env}");
+            assert_kept(&rig)?;
+            Ok(run)
+        })?;
     rig.step("its configuration changes: a file is delivered, the gateway runs on", || {
         demo.config = "{ logging: { level: 'debug' } }".into();
         fleet.apply(&demo)?;
@@ -295,20 +307,24 @@ fn an_instance_goes_through_everything_that_can_be_asked_of_it() -> Result<()> {
         assert_eq!(Run::of(&fleet.until_phase("demo", "running", PATIENCE)?)?, larger);
         Ok(())
     })?;
-    let renewed = rig.step("a secret changes: the gateway restarts and sees the new one only", || {
-        demo = demo.clone().with("secrets", json!({ "EXTRA": "another-secret" }));
-        fleet.apply(&demo)?;
-        let run = until_newer_run(&rig, &larger)?;
-        assert_eq!(run.container, larger.container);
-        let pid = inspect(host, "demo")?["State"]["Pid"].to_string();
-        let inside = format!("/proc/{pid}/root/home/node/.openclaw/.env");
-        let env = host.exec_ok(&["cat", &inside])?;
-        assert!(env.contains("another-secret") && !env.contains(SECRET), "{env}");
-        assert_eq!(host.exec_ok(&["stat", "-c", "%u %a", "/run/clawd/secrets/demo/.env"])?, "1000 400");
-        let medium = host.exec_ok(&["stat", "-f", "-c", "%T", "/run/clawd/secrets/demo"])?;
-        assert_eq!(medium, "tmpfs");
-        Ok(run)
-    })?;
+    let renewed =
+        rig.step("a secret changes: the gateway restarts and sees the new one only", || {
+            demo = demo.clone().with("secrets", json!({ "EXTRA": "another-secret" }));
+            fleet.apply(&demo)?;
+            let run = until_newer_run(&rig, &larger)?;
+            assert_eq!(run.container, larger.container);
+            let pid = inspect(host, "demo")?["State"]["Pid"].to_string();
+            let inside = format!("/proc/{pid}/root/home/node/.openclaw/.env");
+            let env = host.exec_ok(&["cat", &inside])?;
+            assert!(env.contains("another-secret") && !env.contains(SECRET), "{env}");
+            assert_eq!(
+                host.exec_ok(&["stat", "-c", "%u %a", "/run/clawd/secrets/demo/.env"])?,
+                "1000 400"
+            );
+            let medium = host.exec_ok(&["stat", "-f", "-c", "%T", "/run/clawd/secrets/demo"])?;
+            assert_eq!(medium, "tmpfs");
+            Ok(run)
+        })?;
     rig.step("it is rebuilt: another container, the same data", || {
         fleet.clawctl_ok(&["rebuild", "demo", "--wait"])?;
         let run = until_newer_run(&rig, &renewed)?;
@@ -325,7 +341,8 @@ fn an_instance_goes_through_everything_that_can_be_asked_of_it() -> Result<()> {
         assert_eq!(fleet.browse(host, "demo", "/startupz")?.status, 404);
         assert!(!host.exec(&["test", "-e", "/run/clawd/secrets/demo"])?.success());
         assert!(!host.exec(&["test", "-e", "/var/lib/clawd/instances/demo"])?.success());
-        let rows = host.exec_ok(&["sh", "-c", "cat /var/lib/clawd/removed/demo.*/gen-1/state/rows"])?;
+        let rows =
+            host.exec_ok(&["sh", "-c", "cat /var/lib/clawd/removed/demo.*/gen-1/state/rows"])?;
         assert_eq!(rows, "k\tkept");
         Ok(())
     })?;
@@ -334,7 +351,10 @@ fn an_instance_goes_through_everything_that_can_be_asked_of_it() -> Result<()> {
         let methods: Vec<&str> =
             rig::list(&audit)?.iter().filter_map(|entry| entry["method"].as_str()).collect();
         for method in ["Create", "Update", "Start", "Stop", "Restart", "Rebuild", "Delete"] {
-            assert!(methods.iter().any(|m| m.ends_with(&format!("/{method}Instance"))), "{methods:?}");
+            assert!(
+                methods.iter().any(|m| m.ends_with(&format!("/{method}Instance"))),
+                "{methods:?}"
+            );
         }
         let asked = rig::list(&audit)?.iter().filter(|entry| entry["principal"] != "system");
         assert!(asked.clone().count() > 0, "{audit}");

@@ -121,7 +121,8 @@ fn a_third_party_client_drives_the_api_from_reflection_alone() -> Result<()> {
             let said = message.contains("198.51.100.1:5999/claw/none:1");
             if said { Ok(Some(())) } else { bail!("it is {status}") }
         })?;
-        client.call(&format!("{INSTANCES}/DeleteInstance"), &json!({ "name": "instances/lost" }))?;
+        client
+            .call(&format!("{INSTANCES}/DeleteInstance"), &json!({ "name": "instances/lost" }))?;
         Ok(())
     })?;
     rig.step("everything is deleted", || {
@@ -189,7 +190,8 @@ fn stored(client: &mut ThirdParty) -> Result<Value> {
 
 /// The error of a call that must fail.
 fn refused(client: &mut ThirdParty, method: &str, request: &Value) -> Result<Value> {
-    let method = if method.contains('/') { method.to_owned() } else { format!("{INSTANCES}/{method}") };
+    let method =
+        if method.contains('/') { method.to_owned() } else { format!("{INSTANCES}/{method}") };
     let answer = client.ask(&json!({ "method": method, "request": request }))?;
     if answer.get("error").is_none() {
         bail!("{method} took {request}: {answer}");
@@ -234,8 +236,15 @@ fn bad_input(client: &mut ThirdParty, good: &dyn Fn(&str) -> Value) -> Result<()
     assert_eq!(reason(&error), "INVALID_FIELDS");
     let named = fields(&error);
     for field in [
-        "instance_id", "instance.host", "spec.image", "spec.env", "spec.files", "spec.hostnames",
-        "spec.allowed_origins", "spec.stop_grace", "spec.resources.memory_bytes",
+        "instance_id",
+        "instance.host",
+        "spec.image",
+        "spec.env",
+        "spec.files",
+        "spec.hostnames",
+        "spec.allowed_origins",
+        "spec.stop_grace",
+        "spec.resources.memory_bytes",
     ] {
         assert!(named.iter().any(|name| name.contains(field)), "{field} is not among {named:?}");
     }
@@ -253,18 +262,25 @@ fn bad_input(client: &mut ThirdParty, good: &dyn Fn(&str) -> Value) -> Result<()
     for (config, hint) in [
         ("{ gateway: ", "config"),
         ("{ noSuchKey: 1 }", "noSuchKey"),
-        ("{ agents: { defaults: { model: { primary: '${NO_SUCH_VARIABLE}' } } } }", "NO_SUCH_VARIABLE"),
+        (
+            "{ agents: { defaults: { model: { primary: '${NO_SUCH_VARIABLE}' } } } }",
+            "NO_SUCH_VARIABLE",
+        ),
     ] {
         let request = with("x", &|request| request["instance"]["spec"]["config"] = json!(config));
         check(client, "CreateInstance", request, "INVALID_ARGUMENT", hint)?;
     }
     let large = "x".repeat(512 << 10);
-    let request = with("x", &|request| request["instance"]["spec"]["files"] = json!({ "a": large }));
+    let request =
+        with("x", &|request| request["instance"]["spec"]["files"] = json!({ "a": large }));
     check(client, "CreateInstance", request, "INVALID_ARGUMENT", "spec")?;
     let huge = "x".repeat(24 << 20);
     let request = with("x", &|request| request["instance"]["spec"]["identity"] = json!(huge));
     let error = refused(client, "CreateInstance", &request)?;
-    assert!(["OUT_OF_RANGE", "RESOURCE_EXHAUSTED"].iter().any(|code| error["code"] == *code), "{error}");
+    assert!(
+        ["OUT_OF_RANGE", "RESOURCE_EXHAUSTED"].iter().any(|code| error["code"] == *code),
+        "{error}"
+    );
     let request = json!({ "name": "instances/nobody" });
     check(client, "GetInstance", request.clone(), "NOT_FOUND", "instances/nobody")?;
     check(client, "DeleteInstance", request.clone(), "NOT_FOUND", "instances/nobody")?;
@@ -273,11 +289,18 @@ fn bad_input(client: &mut ThirdParty, good: &dyn Fn(&str) -> Value) -> Result<()
     check(client, "DeleteInstance", request.clone(), "ABORTED", "STALE_ETAG")?;
     check(client, "StopInstance", request, "ABORTED", "STALE_ETAG")?;
     check(client, "GetInstance", json!({ "name": "demo" }), "INVALID_ARGUMENT", "name")?;
-    check(client, "ListInstances", json!({ "pageToken": "forged" }), "INVALID_ARGUMENT", "page_token")?;
+    check(
+        client,
+        "ListInstances",
+        json!({ "pageToken": "forged" }),
+        "INVALID_ARGUMENT",
+        "page_token",
+    )?;
     check(client, "ListInstances", json!({ "pageSize": -1 }), "INVALID_ARGUMENT", "page_size")?;
     let moved = json!({ "instance": { "name": "instances/demo", "host": "hosts/other" } });
     check(client, "UpdateInstance", moved, "INVALID_ARGUMENT", "instance.host")?;
-    let masked = json!({ "instance": { "name": "instances/demo" }, "updateMask": "spec.noSuchField" });
+    let masked =
+        json!({ "instance": { "name": "instances/demo" }, "updateMask": "spec.noSuchField" });
     check(client, "UpdateInstance", masked, "INVALID_ARGUMENT", "update_mask")?;
     let request = json!({ "name": "hosts/h1" });
     check(client, &format!("{HOSTS}/DeleteHost"), request, "FAILED_PRECONDITION", "hosts/h1")?;

@@ -26,10 +26,10 @@ const PREEMPTED: Duration = Duration::from_secs(20);
 fn gateways_in_trouble_are_told_apart_and_brought_back() -> Result<()> {
     let rig = Rig::start("trouble")?;
     let (fleet, host) = (rig.fleet(), rig.host());
-    let fake = |name: &str| {
-        Instance::new(name, host, &rig.image().reference).env("CLAW_FAKE_CONTROL", 1)
-    };
-    let looping = fake("looping").env("CLAW_FAKE_CRASH_BEFORE_READY", 1).env("CLAW_FAKE_EXIT_CODE", 7);
+    let fake =
+        |name: &str| Instance::new(name, host, &rig.image().reference).env("CLAW_FAKE_CONTROL", 1);
+    let looping =
+        fake("looping").env("CLAW_FAKE_CRASH_BEFORE_READY", 1).env("CLAW_FAKE_EXIT_CODE", 7);
     rig.step("one that always crashes is created; others are in trouble meanwhile", || {
         fleet.apply(&looping)?;
         for name in ["hungry", "hanging"] {
@@ -38,18 +38,22 @@ fn gateways_in_trouble_are_told_apart_and_brought_back() -> Result<()> {
         let late = Instance { startup_deadline_s: 3, ..fake("late") };
         fleet.apply(&late.env("CLAW_FAKE_UNHEALTHY", 1))
     })?;
-    rig.step("one that eats too much memory is killed, that is recognised, and it is back", || {
-        fleet.until_phase("hungry", "running", PATIENCE)?;
-        fleet.until_serving(host, "hungry")?;
-        fleet.control(host, "hungry", "eat?mb=400")?;
-        until_status(&rig, "hungry", "the kill to be reported", |status| {
-            status["lastExit"]["oom"] == true && status["restartCount"] == 1
-        })?;
-        let status = until_status(&rig, "hungry", "it to be back", |s| s["phase"] == "running")?;
-        assert_eq!(status["lastExit"]["code"], 137, "{status}");
-        fleet.until_event(host, "hungry", "out_of_memory")?;
-        fleet.until_serving(host, "hungry")
-    })?;
+    rig.step(
+        "one that eats too much memory is killed, that is recognised, and it is back",
+        || {
+            fleet.until_phase("hungry", "running", PATIENCE)?;
+            fleet.until_serving(host, "hungry")?;
+            fleet.control(host, "hungry", "eat?mb=400")?;
+            until_status(&rig, "hungry", "the kill to be reported", |status| {
+                status["lastExit"]["oom"] == true && status["restartCount"] == 1
+            })?;
+            let status =
+                until_status(&rig, "hungry", "it to be back", |s| s["phase"] == "running")?;
+            assert_eq!(status["lastExit"]["code"], 137, "{status}");
+            fleet.until_event(host, "hungry", "out_of_memory")?;
+            fleet.until_serving(host, "hungry")
+        },
+    )?;
     rig.step("one that hangs is shown as unhealthy, then restarted", || {
         fleet.until_phase("hanging", "running", PATIENCE)?;
         fleet.control(host, "hanging", "hang")?;
@@ -93,7 +97,8 @@ fn images_that_cannot_be_had_block_nothing() -> Result<()> {
     let rig = Rig::start("pull")?;
     let (fleet, host) = (rig.fleet(), rig.host());
     let good = rig.image().reference.clone();
-    let bad = |name: &str, image: &str| Instance::new(name, host, &format!("{REGISTRY}/claw/{image}:1"));
+    let bad =
+        |name: &str, image: &str| Instance::new(name, host, &format!("{REGISTRY}/claw/{image}:1"));
     rig.step("the host's Docker knows a registry in the lab", || {
         let listener = fleet.lab().listen(Network::Internet, REGISTRY)?;
         std::thread::spawn(move || {
@@ -109,18 +114,24 @@ fn images_that_cannot_be_had_block_nothing() -> Result<()> {
             Ok(info.contains(&REGISTRY.to_string()).then_some(()))
         })
     })?;
-    rig.step("an image that does not exist: said so, tried again, mended by a newer target", || {
-        fleet.apply(&bad("absent", "absent"))?;
-        let status = until_status(&rig, "absent", "the cause", |status| {
-            status["message"].as_str().is_some_and(|text| text.contains("absent"))
-        })?;
-        assert!(["pulling", "failed"].iter().any(|phase| status["phase"] == *phase), "{status}");
-        let event = fleet.until_event(host, "absent", "step_failed")?;
-        assert!(event["message"].to_string().contains("manifest unknown"), "{event}");
-        fleet.apply(&Instance::new("absent", host, &good))?;
-        fleet.until_phase("absent", "running", PREEMPTED)?;
-        Ok(())
-    })?;
+    rig.step(
+        "an image that does not exist: said so, tried again, mended by a newer target",
+        || {
+            fleet.apply(&bad("absent", "absent"))?;
+            let status = until_status(&rig, "absent", "the cause", |status| {
+                status["message"].as_str().is_some_and(|text| text.contains("absent"))
+            })?;
+            assert!(
+                ["pulling", "failed"].iter().any(|phase| status["phase"] == *phase),
+                "{status}"
+            );
+            let event = fleet.until_event(host, "absent", "step_failed")?;
+            assert!(event["message"].to_string().contains("manifest unknown"), "{event}");
+            fleet.apply(&Instance::new("absent", host, &good))?;
+            fleet.until_phase("absent", "running", PREEMPTED)?;
+            Ok(())
+        },
+    )?;
     rig.step("a pull that is stuck: shown, others go on, a newer target pre-empts it", || {
         fleet.apply(&bad("stuck", "stuck"))?;
         until_status(&rig, "stuck", "the pull", |status| {
@@ -157,7 +168,8 @@ fn registry(mut stream: TcpStream) {
         let (status, body) = if request.contains(" /v2/ ") {
             ("200 OK", "{}")
         } else {
-            let unknown = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#;
+            let unknown =
+                r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#;
             ("404 Not Found", unknown)
         };
         let answer = format!(
@@ -201,7 +213,8 @@ fn a_full_disk_is_said_and_survived() -> Result<()> {
             let status = &fleet.json(&["host", "get", "h1"])?["status"];
             let instance = &fleet.instance("demo")?["status"];
             let text = format!("{} {}", status["refusedReason"], instance["message"]);
-            let said = text.contains("disk") && text.contains("full") || text.contains("No space left");
+            let said =
+                text.contains("disk") && text.contains("full") || text.contains("No space left");
             if said { Ok(Some(())) } else { bail!("{status} {instance}") }
         })?;
         fleet.until_serving(host, "demo")
@@ -215,7 +228,9 @@ fn a_full_disk_is_said_and_survived() -> Result<()> {
         host.exec_ok(&["rm", "/var/lib/clawd/fill"])?;
         fleet.until_phase("demo", "running", PATIENCE * 2)?;
         let path = "/var/lib/clawd/instances/demo/gen-1/large.txt";
-        until(PATIENCE, "the file", || Ok(host.exec(&["test", "-s", path])?.success().then_some(())))?;
+        until(PATIENCE, "the file", || {
+            Ok(host.exec(&["test", "-s", path])?.success().then_some(()))
+        })?;
         assert_eq!(Docker::of(host)?.containers_of("demo")?.len(), 1);
         fleet.until_serving(host, "demo")
     })
