@@ -295,6 +295,8 @@ impl<M: Machine> InstanceLoop<M> {
             .enumerate()
             .any(|(index, step)| matches!(step, Step::Forget) && ledger.is_done(index));
         if forgotten {
+            let outcomes = ledger.outcomes(&ids);
+            drop(self.agent.journal.finish(&desired.name, &self.remembered, outcomes, self.now()));
             return Next::Forgotten;
         }
         let next = match &outcome {
