@@ -364,6 +364,12 @@ impl Fleet {
         Ok(answer.body)
     }
 
+    /// Like [`Self::control`], for what may end a gateway before it has answered: what came of it is to
+    /// be looked at.
+    pub fn strike(&self, host: &LabHost, name: &str, what: &str) {
+        let _ = self.browse(host, name, &format!("/__fake/{what}"));
+    }
+
     /// What happened on a host, oldest first.
     ///
     /// # Errors

@@ -266,7 +266,7 @@ fn an_instance_goes_through_everything_that_can_be_asked_of_it() -> Result<()> {
         Ok(run)
     })?;
     let healed = rig.step("it crashes and is back", || {
-        fleet.control(host, "demo", "crash?code=3")?;
+        fleet.strike(host, "demo", "crash?code=3");
         let run = until_newer_run(&rig, &restarted)?;
         let status = &fleet.instance("demo")?["status"];
         assert_eq!(status["lastExit"]["code"], 3, "{status}");
@@ -344,6 +344,9 @@ fn an_instance_goes_through_everything_that_can_be_asked_of_it() -> Result<()> {
         let rows =
             host.exec_ok(&["sh", "-c", "cat /var/lib/clawd/removed/demo.*/gen-1/state/rows"])?;
         assert_eq!(rows, "k\tkept");
+        let steps = claw_tests::journal::steps(host, "demo")?;
+        let unclear: Vec<_> = steps.iter().filter(|s| s.outcome.as_deref() != Some("done")).collect();
+        assert!(unclear.is_empty(), "{unclear:?}");
         Ok(())
     })?;
     rig.step("every change is in the audit log, with who made it", || {

@@ -43,7 +43,7 @@ fn gateways_in_trouble_are_told_apart_and_brought_back() -> Result<()> {
         || {
             fleet.until_phase("hungry", "running", PATIENCE)?;
             fleet.until_serving(host, "hungry")?;
-            fleet.control(host, "hungry", "eat?mb=400")?;
+            fleet.strike(host, "hungry", "eat?mb=400");
             until_status(&rig, "hungry", "the kill to be reported", |status| {
                 status["lastExit"]["oom"] == true && status["restartCount"] == 1
             })?;
