@@ -147,20 +147,7 @@ impl Vm {
         self.power.take().map_or(Ok(()), |running| running.qemu.kill().map(drop))
     }
 
-    /// `systemctl poweroff`, and waits for the end; then [`boot_again`](Self::boot_again) works.
-    ///
-    /// # Errors
-    /// When it takes more than 150 s; it then goes on.
-    pub fn power_off(&mut self) -> Result<()> {
-        // The connection breaks while the command runs; what counts is the machine's end.
-        let _ = self.exec(&["systemctl", "--no-wall", "poweroff"]);
-        let ended = self.running()?.qemu.wait(SHUTDOWN);
-        ended.with_context(|| self.about("did not power off"))?;
-        self.power = None;
-        Ok(())
-    }
-
-    /// Boots it again on its own disk, after a power cut or a power off.
+    /// Boots it again on its own disk, after a power cut.
     ///
     /// # Errors
     /// When it is on, and as [`boot`](Self::boot).

@@ -64,14 +64,6 @@ impl Vm {
         self.ok(argv, self.exec(argv)?)
     }
 
-    /// Writes a file (absolute path), creating its directory; `mode` as in chmod, owner root.
-    ///
-    /// # Errors
-    /// When the machine is off or the file cannot be written.
-    pub fn write_file(&self, path: &str, mode: u32, content: &[u8]) -> Result<()> {
-        self.put(path, mode, stdin_of(content)?)
-    }
-
     /// Copies a file of the machine that runs the lab to a path of this one, its mode kept.
     ///
     /// # Errors

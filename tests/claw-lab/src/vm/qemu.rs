@@ -18,10 +18,8 @@ const LOG: &str = "qemu.log";
 /// deliberately not used: where it is there it may be broken.
 const ACCELERATOR: &str = "tcg,thread=multi,tb-size=512";
 
-/// The kernel need not be defended from a processor that does not speculate; the defences would cost
-/// a fifth of the time.
-const KERNEL_ARGUMENTS: &str =
-    "root=LABEL=root rw console=ttyS0 loglevel=4 net.ifnames=0 mitigations=off";
+/// The network file names `eth0`; warnings of the kernel show on the console.
+const KERNEL_ARGUMENTS: &str = "root=LABEL=root rw console=ttyS0 loglevel=4 net.ifnames=0";
 
 /// Switches a machine on. The emulator dies with this process.
 pub(super) fn start(vm: &Vm) -> Result<Process> {
