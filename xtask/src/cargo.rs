@@ -56,8 +56,21 @@ fn touch(path: &Path) -> std::io::Result<()> {
 /// A cargo command in the workspace.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut cargo = command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    forget_outer_cargo(&mut cargo);
     cargo.current_dir(root()).args(arguments).env("CARGO_TARGET_DIR", target());
     cargo
+}
+
+/// Takes out what `cargo run` says of xtask itself. Build scripts (ring's, for one) ask to run again
+/// when such a variable changes, and most of the tree is compiled again after them.
+fn forget_outer_cargo(cargo: &mut Command) {
+    const SAID_OF_A_CRATE: [&str; 4] =
+        ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"];
+    for (name, _) in std::env::vars_os() {
+        if SAID_OF_A_CRATE.iter().any(|start| name.to_string_lossy().starts_with(start)) {
+            cargo.env_remove(name);
+        }
+    }
 }
 
 /// Prints and runs a command to its end.
