@@ -45,6 +45,14 @@ use crate::store::{Store, StoreError, certificates, epoch, host_state};
 use crate::watch::Hub;
 use maintenance::Maintenance;
 
+/// Whose health can be asked after; the empty name is the whole server (grpc.health.v1).
+const HEALTH: [&str; 5] = [
+    "",
+    "claw.fleet.v1.AuditService",
+    "claw.fleet.v1.HostService",
+    "claw.fleet.v1.InstanceService",
+    "claw.fleet.v1.JoinTokenService",
+];
 /// Directory of the authority below the data directory.
 pub const AUTHORITY: &str = "ca";
 /// File that keeps two coordinators off one data directory.
@@ -188,7 +196,9 @@ impl Coordinator {
     /// Tells everybody to go, waits for them up to the configured deadline, and ends.
     pub async fn shutdown(self) {
         tracing::info!("draining");
-        self.health.set_service_status("", ServingStatus::NotServing).await;
+        for service in HEALTH {
+            self.health.set_service_status(service, ServingStatus::NotServing).await;
+        }
         self.draining.send_replace(true);
         let abort = self.listener.abort_handle();
         if tokio::time::timeout(self.config.drain, self.listener).await.is_err() {
@@ -259,7 +269,9 @@ fn server_names(config: &Config, fleet: &Fleet) -> Result<Vec<String>, StartErro
 
 async fn routes(fleet: &Fleet, config: &Config) -> Result<(HealthReporter, Routes), StartError> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_service_status("", ServingStatus::Serving).await;
+    for service in HEALTH {
+        health.set_service_status(service, ServingStatus::Serving).await;
+    }
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(claw_proto::FILE_DESCRIPTOR_SET)

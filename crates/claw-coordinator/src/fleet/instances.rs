@@ -127,17 +127,25 @@ impl Fleet {
         let now = call.now;
         let job = move |connection: &Connection, keys: &Keys| {
             let mut instance = load_live(connection, &name, &etag)?;
+            let mut faults = Violations::default();
             if patch.host.as_ref().is_some_and(|host| *host != instance.host) {
                 let text = format!("cannot be changed, is hosts/{}", instance.host);
-                return Err(Refusal::field("instance.host", text));
+                faults.push("instance.host", text);
             }
             let old = instance.full_spec(&keys.seal)?;
-            let merged = merge(&old, &patch)?;
+            let merged = match merge(&old, &patch) {
+                Err(Refusal::Invalid(more)) => {
+                    faults.extend(more);
+                    return Err(faults.into());
+                }
+                merged => merged?,
+            };
+            if checked.as_ref() != Some(&merged) && merged != old {
+                faults.extend(spec_check::faults(&merged, &keys.tiers));
+            }
+            faults.into_result()?;
             if merged == old {
                 return Ok((instance, "nothing changed".to_owned()));
-            }
-            if checked.as_ref() != Some(&merged) {
-                spec_check::faults(&merged, &keys.tiers).into_result()?;
             }
             check_hostnames(connection, &instance.host, &name, &merged)?;
             let summary = format!("changed {}", changed_fields(&old, &merged).join(", "));
