@@ -2,11 +2,16 @@
 
 use std::fmt::Write as _;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use anyhow::Result;
 
 use super::LabHost;
+use crate::deadline::wait_for;
 use crate::netns::Netns;
+
+/// How long a port that was switched on may take to have a carrier.
+const CARRIER: Duration = Duration::from_secs(5);
 
 /// How a host's network is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,7 +49,8 @@ impl LabHost {
             return Ok(());
         }
         self.lab.internet.ip(&format!("link set {} up\n", self.port()))?;
-        self.set_port_state(3)
+        // The kernel sees the carrier a moment later, and forwards nothing before.
+        wait_for("a healed port", CARRIER, || self.set_port_state(3).ok())
     }
 
     /// A new network namespace whose `eth0` hangs on the lab's bridge.
