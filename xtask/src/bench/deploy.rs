@@ -43,7 +43,7 @@ fn raw_deploy(rig: &Rig, round: usize) -> Result<f64> {
         "Hostname": name,
         "User": "1000:1000",
         "Env": ["OPENCLAW_GATEWAY_TOKEN=bench"],
-        "Cmd": ["--allow-unconfigured"],
+        "Cmd": ["gateway", "--allow-unconfigured"],
         "HostConfig": {
             "Memory": 268_435_456_u64, "MemorySwap": 268_435_456_u64, "PidsLimit": 256,
             "CapDrop": ["ALL"], "SecurityOpt": ["no-new-privileges"], "ReadonlyRootfs": true,

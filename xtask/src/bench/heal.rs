@@ -32,7 +32,7 @@ fn raw_container(rig: &Rig) -> Result<()> {
     let container = json!({
         "Image": rig.image.reference,
         "Env": ["OPENCLAW_GATEWAY_TOKEN=bench"],
-        "Cmd": ["--allow-unconfigured"],
+        "Cmd": ["gateway", "--allow-unconfigured"],
         "User": "1000:1000",
         "HostConfig": { "Tmpfs": { "/home/node/.openclaw": "rw,uid=1000" } },
     });
