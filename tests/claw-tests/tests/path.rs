@@ -345,7 +345,8 @@ fn an_instance_goes_through_everything_that_can_be_asked_of_it() -> Result<()> {
             host.exec_ok(&["sh", "-c", "cat /var/lib/clawd/removed/demo.*/gen-1/state/rows"])?;
         assert_eq!(rows, "k\tkept");
         let steps = claw_tests::journal::steps(host, "demo")?;
-        let unclear: Vec<_> = steps.iter().filter(|s| s.outcome.as_deref() != Some("done")).collect();
+        let unclear: Vec<_> =
+            steps.iter().filter(|s| s.outcome.as_deref() != Some("done")).collect();
         assert!(unclear.is_empty(), "{unclear:?}");
         Ok(())
     })?;

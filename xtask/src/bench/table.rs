@@ -42,7 +42,9 @@ impl Table {
         Self { text }
     }
 
+    /// A row; it is shown at once too, because the next may take minutes.
     pub(super) fn row(&mut self, cells: &[String]) {
+        eprintln!("{}", cells.join("  "));
         let _ = writeln!(self.text, "| {} |", cells.join(" | "));
     }
 
