@@ -89,9 +89,6 @@ const MASKED: [&str; 16] = [
     "systemd-udevd.service",
 ];
 
-/// Debian's own mirror, for machines whose apt does not name one.
-const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
-
 /// The base of lab hosts, from the cache or built.
 pub(crate) fn host(cache: &Cache, suite: Suite) -> Result<std::path::PathBuf> {
     let packages = suite.host_packages();
@@ -124,13 +121,14 @@ pub(crate) fn debootstrap(
         .arg(format!("--include={}", packages.join(",")))
         .arg(suite)
         .arg(target)
-        .arg(&mirror)
+        .args(&mirror)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .env("LC_ALL", "C.UTF-8");
     // Two runs of one purpose would write the same archives.
     let _lock = cache.lock(&format!("debs-{suite}-{purpose}"))?;
     let log = cache.dir().join(format!("debootstrap-{suite}-{purpose}.log"));
-    cache.progress().begin(&format!("debootstrap {suite} ({purpose}) from {mirror}"));
+    let from = mirror.as_deref().unwrap_or("debootstrap's own mirror");
+    cache.progress().begin(&format!("debootstrap {suite} ({purpose}) from {from}"));
     let built = follow(Launch::plain(debootstrap), &log, Duration::from_secs(1200), cache);
     cache.progress().end();
     built
@@ -185,17 +183,20 @@ pub(crate) fn finish(root: &Path, masked: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The archive that this machine's apt takes a suite from.
-fn mirror(suite: &str) -> String {
+/// The archive that this machine's apt takes a suite from, else that of another release of Debian: one
+/// archive holds them all. Without either, debootstrap takes its own.
+fn mirror(suite: &str) -> Option<String> {
     let own = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().filter_map(Result::ok);
     let mut files = vec!["/etc/apt/sources.list".into()];
     files.extend(own.map(|entry| entry.path()));
     files.sort();
     let texts: Vec<String> = files.iter().map(|path| crate::process::read_lossy(path)).collect();
-    texts
-        .iter()
-        .find_map(|text| one_line_mirror(text, suite).or_else(|| deb822_mirror(text, suite)))
-        .unwrap_or_else(|| DEFAULT_MIRROR.to_owned())
+    let of = |suite: &str| {
+        texts
+            .iter()
+            .find_map(|text| one_line_mirror(text, suite).or_else(|| deb822_mirror(text, suite)))
+    };
+    of(suite).or_else(|| [Suite::Bookworm, Suite::Trixie].iter().find_map(|s| of(s.code_name())))
 }
 
 /// `deb [options] URI suite components…` (`man 5 sources.list`).
@@ -241,7 +242,7 @@ mod tests {
     fn the_mirror_is_found_in_one_line_sources() {
         let text = "# deb http://no/ bookworm main\n\
                     deb https://packages.example/apt tool-bookworm main\n\
-                    deb http://security.example/ bookworm-security main\n\
+                    deb http://sec.example/ bookworm-security main\n\
                     deb [arch=amd64 signed-by=/k] http://mirror.example/debian bookworm main contrib\n";
         assert_eq!(
             one_line_mirror(text, "bookworm").as_deref(),
