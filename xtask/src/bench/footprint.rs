@@ -1,5 +1,6 @@
 //! What clawd costs a host that does nothing: memory, CPU, wake-ups.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -77,7 +78,7 @@ fn measure(host: &LabHost, what: &str) -> Result<[String; 5]> {
     let seconds = now() - start;
     let ticks_per_second = 100.0; // USER_HZ of every Linux architecture we ship for (time(7))
     let cpu = (after.ticks - before.ticks) / ticks_per_second / seconds * 100.0;
-    let wakeups = (after.switches - before.switches) / seconds;
+    let wakeups = after.switches_since(&before) / seconds;
     let [rss, pss] = [after.rss_kib, after.pss_kib].map(|kib| format!("{:.1}", kib / 1024.0));
     Ok([what.to_owned(), rss, pss, format!("{cpu:.3}"), format!("{wakeups:.1}")])
 }
@@ -87,10 +88,17 @@ struct Reading {
     rss_kib: f64,
     pss_kib: f64,
     ticks: f64,
-    switches: f64,
+    /// Voluntary context switches by thread.
+    switches: BTreeMap<String, f64>,
 }
 
 impl Reading {
+    /// Switches of the threads that lived at both times; one that ended took its counter with it.
+    fn switches_since(&self, before: &Self) -> f64 {
+        let since = |(thread, count): (&String, &f64)| Some(count - before.switches.get(thread)?);
+        self.switches.iter().filter_map(since).sum()
+    }
+
     fn of(host: &LabHost, pid: &str) -> Result<Self> {
         let read = |name: &str| host.exec_ok(&["cat", &format!("/proc/{pid}/{name}")]);
         let rollup = read("smaps_rollup")?;
@@ -99,14 +107,25 @@ impl Reading {
         let fields: Vec<&str> = fields.split_whitespace().collect();
         let tick =
             |index: usize| fields.get(index).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-        let tasks = host.exec_ok(&["sh", "-c", &format!("cat /proc/{pid}/task/*/status")])?;
+        let counters = format!("grep -H ^voluntary_ctxt_switches /proc/{pid}/task/*/status");
+        let tasks = host.exec_ok(&["sh", "-c", &counters])?;
         Ok(Self {
             rss_kib: sum(&rollup, "Rss:"),
             pss_kib: sum(&rollup, "Pss:"),
             ticks: tick(11) + tick(12),
-            switches: sum(&tasks, "voluntary_ctxt_switches:"),
+            switches: by_thread(&tasks),
         })
     }
+}
+
+/// `/proc/PID/task/TID/status:voluntary_ctxt_switches:<tab>N` of each thread.
+fn by_thread(text: &str) -> BTreeMap<String, f64> {
+    let line = |line: &str| {
+        let (path, rest) = line.split_once(':')?;
+        let (_, count) = rest.split_once(':')?;
+        Some((path.to_owned(), count.trim().parse().ok()?))
+    };
+    text.lines().filter_map(line).collect()
 }
 
 /// The sum of every line that starts with `key`.
