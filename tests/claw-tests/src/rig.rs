@@ -14,6 +14,9 @@ use crate::docker::Docker;
 use crate::fleet::Fleet;
 use crate::programs::{self, Programs};
 
+/// Heartbeats every second: what changes is reported soon, and three missed ones make a host offline.
+pub const QUICK: &str = "[session]\nheartbeat_seconds = 1\n";
+
 /// Lines of every log that are shown of a failure.
 const SHOWN: usize = 60;
 
@@ -28,12 +31,12 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// A coordinator and one host, joined, with the fake gateway's image.
+    /// A coordinator and one host, joined, with the fake gateway's image; heartbeats are [`QUICK`].
     ///
     /// # Errors
     /// When a part does not come up.
     pub fn start(name: &str) -> Result<Self> {
-        Self::with(name, "", &[HostOptions::named("h1")])
+        Self::with(name, QUICK, &[HostOptions::named("h1")])
     }
 
     /// With more lines for the coordinator's configuration, and hosts that boot side by side.

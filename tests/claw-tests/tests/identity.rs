@@ -15,15 +15,12 @@ use claw_tests::programs::PATIENCE;
 use claw_tests::unit::outside;
 use claw_tests::{Instance, Rig};
 
-/// Heartbeats every second: what ends is noticed soon.
-const QUICK: &str = "[session]\nheartbeat_seconds = 1\n";
-
 /// Where the agent keeps its identity.
 const IDENTITY: &str = "/var/lib/clawd/identity";
 
 #[test]
 fn tokens_certificates_and_roles_hold_against_everyone() -> Result<()> {
-    let mut rig = Rig::with("identity", QUICK, &[HostOptions::named("h1")])?;
+    let mut rig = Rig::start("identity")?;
     let second = rig.step("a second host is installed and has not joined", || {
         rig.fleet().prepare(HostOptions::named("h2"))
     })?;

@@ -6,12 +6,9 @@ use claw_tests::programs::PATIENCE;
 use claw_tests::{Instance, Rig};
 use serde_json::Value;
 
-/// Heartbeats every second: three missed ones make a host offline.
-const QUICK: &str = "[session]\nheartbeat_seconds = 1\n";
-
 #[test]
 fn a_host_goes_on_through_every_cut() -> Result<()> {
-    let rig = Rig::with("network", QUICK, &[claw_lab::HostOptions::named("h1")])?;
+    let rig = Rig::start("network")?;
     let (fleet, host) = (rig.fleet(), rig.host());
     let fake =
         |name: &str| Instance::new(name, host, &rig.image().reference).env("CLAW_FAKE_CONTROL", 1);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use claw_lab::{Cache, HostOptions, Network, images, progress};
 use claw_tests::fleet::WEB_PORT;
-use claw_tests::{Docker, Instance, Rig, WebSocket};
+use claw_tests::{Docker, Instance, Rig, WebSocket, rig};
 use serde_json::json;
 
 /// 7–15 s on an idle machine, 50 s were seen on an overloaded one.
@@ -13,7 +13,7 @@ const START: Duration = Duration::from_secs(180);
 
 #[test]
 fn the_real_openclaw_is_served_through_the_whole_path() -> Result<()> {
-    let mut rig = Rig::without_hosts("openclaw", "")?;
+    let mut rig = Rig::without_hosts("openclaw", rig::QUICK)?;
     let image = images::openclaw(&Cache::open(progress::terminal())?)?;
     let host = rig.step("a host with its image boots and joins", || {
         rig.fleet().host(HostOptions::named("h1").with_image(&image))

@@ -12,8 +12,8 @@ use serde_json::Value;
 
 /// Highest exposure that `systemd-analyze security` may find, times ten; see the units for what they
 /// need and why.
-const CLAWD_EXPOSURE: u32 = 40;
-const COORDINATOR_EXPOSURE: u32 = 15;
+const CLAWD_EXPOSURE: u32 = 30;
+const COORDINATOR_EXPOSURE: u32 = 12;
 
 #[test]
 fn the_agents_package_is_upgraded_removed_and_purged_around_a_serving_instance() -> Result<()> {

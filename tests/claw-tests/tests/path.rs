@@ -2,7 +2,7 @@
 //! through everything that can be asked of an instance.
 
 use anyhow::{Context, Result, ensure};
-use claw_lab::{HostOptions, LabHost, Network};
+use claw_lab::{HostOptions, LabHost, Network, Suite};
 use claw_tests::fleet::{WEB_PORT, until};
 use claw_tests::programs::PATIENCE;
 use claw_tests::{Docker, Instance, Rig, WebSocket, http, rig};
@@ -19,8 +19,9 @@ fn gateway(name: &str, host: &LabHost, rig: &Rig) -> Instance {
 
 #[test]
 fn two_hosts_serve_hardened_instances_side_by_side() -> Result<()> {
-    let hosts = [HostOptions::named("h1"), HostOptions::named("h2")];
-    let rig = Rig::with("path", "", &hosts)?;
+    // Docker 20.10 and systemd 252 on one, Docker 26 and systemd 257 on the other.
+    let hosts = [HostOptions::named("h1"), HostOptions::named("h2").with_suite(Suite::Trixie)];
+    let rig = Rig::with("path", rig::QUICK, &hosts)?;
     let fleet = rig.fleet();
     let [first, second] = rig.hosts() else { anyhow::bail!("two hosts") };
     let placed = [("alpha", first), ("beta", first), ("gamma", second)];

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use claw_lab::{HostOptions, Network};
 use claw_tests::fleet::until;
 use claw_tests::programs::PATIENCE;
-use claw_tests::{Docker, Instance, Rig};
+use claw_tests::{Docker, Instance, Rig, rig};
 use serde_json::Value;
 
 /// A registry in the lab: one image of it is never sent, all others do not exist.
@@ -185,7 +185,7 @@ fn registry(mut stream: TcpStream) {
 
 #[test]
 fn a_full_disk_is_said_and_survived() -> Result<()> {
-    let rig = Rig::with("full", "", &[HostOptions::named("h1").with_clawd_disk(48)])?;
+    let rig = Rig::with("full", rig::QUICK, &[HostOptions::named("h1").with_clawd_disk(48)])?;
     let (fleet, host) = (rig.fleet(), rig.host());
     let demo = Instance::new("demo", host, &rig.image().reference).env("CLAW_FAKE_CONTROL", 1);
     rig.step("an instance serves", || {
