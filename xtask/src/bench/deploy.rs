@@ -31,8 +31,19 @@ pub(super) fn run(rounds: usize) -> Result<()> {
 
 /// The floor: network create, container create, start, each as hardened as ours.
 fn raw_deploy(rig: &Rig, round: usize) -> Result<f64> {
-    let docker = &rig.docker;
     let name = format!("raw{round}");
+    let start = now();
+    let address = raw_start(rig, &name)?;
+    let healthy = until_healthy(&rig.docker, address)?;
+    rig.docker.request("DELETE", &format!("/containers/{name}?force=true"), None)?;
+    rig.docker.request("DELETE", &format!("/networks/{name}"), None)?;
+    Ok(healthy - start)
+}
+
+/// Makes and starts a gateway on a network of its own through the raw API, limited and hardened as
+/// ours; returns its address.
+pub(super) fn raw_start(rig: &Rig, name: &str) -> Result<SocketAddr> {
+    let docker = &rig.docker;
     let network = json!({
         "Name": name,
         "Driver": "bridge",
@@ -46,21 +57,17 @@ fn raw_deploy(rig: &Rig, round: usize) -> Result<f64> {
         "Cmd": ["gateway", "--allow-unconfigured"],
         "HostConfig": {
             "Memory": 268_435_456_u64, "MemorySwap": 268_435_456_u64, "PidsLimit": 256,
+            "NanoCpus": 1_000_000_000_u64,
             "CapDrop": ["ALL"], "SecurityOpt": ["no-new-privileges"], "ReadonlyRootfs": true,
             "Tmpfs": { "/tmp": "rw,noexec,nosuid,nodev", "/home/node/.openclaw": "rw,uid=1000" },
             "NetworkMode": name,
         },
-        "NetworkingConfig": { "EndpointsConfig": { &name: { "IPAMConfig": { "IPv4Address": "10.250.1.2" } } } },
+        "NetworkingConfig": { "EndpointsConfig": { name: { "IPAMConfig": { "IPv4Address": "10.250.1.2" } } } },
     });
-    let start = now();
     docker.request("POST", "/networks/create", Some(&network))?;
     docker.request("POST", &format!("/containers/create?name={name}"), Some(&container))?;
     docker.request("POST", &format!("/containers/{name}/start"), None)?;
-    let address = SocketAddr::from((Ipv4Addr::new(10, 250, 1, 2), 18789));
-    let healthy = until_healthy(docker, address)?;
-    docker.request("DELETE", &format!("/containers/{name}?force=true"), None)?;
-    docker.request("DELETE", &format!("/networks/{name}"), None)?;
-    Ok(healthy - start)
+    Ok((Ipv4Addr::new(10, 250, 1, 2), 18789).into())
 }
 
 fn deploy(rig: &mut Rig, round: usize) -> Result<f64> {

@@ -1,7 +1,8 @@
 //! kill -9 of the gateway → HTTP 200, against die event + start through the raw API.
 
+use std::net::SocketAddr;
+
 use anyhow::Result;
-use serde_json::json;
 
 use super::deploy;
 use super::rig::{Rig, address, now, until_healthy};
@@ -9,10 +10,11 @@ use super::table::{Samples, Table};
 
 pub(super) fn run(rounds: usize) -> Result<()> {
     let mut rig = Rig::start("bench-heal")?;
-    raw_container(&rig)?;
+    let raw_address = deploy::raw_start(&rig, "raw")?;
+    until_healthy(&rig.docker, raw_address)?;
     let (mut raw, mut ours, mut ratio) = Default::default();
     for round in 0..=rounds {
-        let floor = raw_heal(&rig)?;
+        let floor = raw_heal(&rig, raw_address)?;
         let product = heal(&mut rig, round)?;
         if round > 0 {
             Samples::push(&mut raw, floor * 1000.0);
@@ -28,26 +30,14 @@ pub(super) fn run(rounds: usize) -> Result<()> {
     Ok(())
 }
 
-fn raw_container(rig: &Rig) -> Result<()> {
-    let container = json!({
-        "Image": rig.image.reference,
-        "Env": ["OPENCLAW_GATEWAY_TOKEN=bench"],
-        "Cmd": ["gateway", "--allow-unconfigured"],
-        "User": "1000:1000",
-        "HostConfig": { "Tmpfs": { "/home/node/.openclaw": "rw,uid=1000" } },
-    });
-    rig.docker.request("POST", "/containers/create?name=raw", Some(&container))?;
-    rig.docker.request("POST", "/containers/raw/start", None)?;
-    until_healthy(&rig.docker, address(&rig.docker, "raw", "bridge")?).map(|_| ())
-}
-
-fn raw_heal(rig: &Rig) -> Result<f64> {
+/// The floor: what a loop of our own could do with the raw API and nothing else.
+fn raw_heal(rig: &Rig, address: SocketAddr) -> Result<f64> {
     let mut events = rig.docker.events()?;
     let start = now();
     rig.docker.kill("raw")?;
     events.until("raw", "die")?;
     rig.docker.request("POST", "/containers/raw/start", None)?;
-    let healthy = until_healthy(&rig.docker, address(&rig.docker, "raw", "bridge")?)?;
+    let healthy = until_healthy(&rig.docker, address)?;
     Ok(healthy - start)
 }
 
