@@ -77,6 +77,12 @@ impl InstanceNetwork {
         Ipv4Addr::new(first, second, self.slot.0.saturating_add(1), last)
     }
 
+    /// The host's number for the instance.
+    #[must_use]
+    pub const fn slot(self) -> Slot {
+        self.slot
+    }
+
     /// The subnet in CIDR notation, a /24.
     #[must_use]
     pub fn subnet(self) -> String {

@@ -49,11 +49,21 @@ pub enum EventKind {
     AgentStarted,
     /// The host's certificate was renewed.
     CertificateRenewed,
+    /// A new firewall policy is in force.
+    FirewallApplied,
+    /// A firewall policy could not be put in force, or was reverted; the last good one is in force.
+    FirewallReverted,
+    /// Somebody changed the firewall and it was repaired.
+    FirewallRepaired,
+    /// An instance makes many attempts at a denied port.
+    TrafficBurst,
+    /// A source was banned from SSH.
+    SourceBanned,
 }
 
 impl EventKind {
     /// Every kind with its name in the API.
-    pub const ALL: [(Self, &'static str); 15] = [
+    pub const ALL: [(Self, &'static str); 20] = [
         (Self::StatePersisted, "state_persisted"),
         (Self::StateRefused, "state_refused"),
         (Self::StepDone, "step_done"),
@@ -69,6 +79,11 @@ impl EventKind {
         (Self::RuntimeBack, "runtime_back"),
         (Self::AgentStarted, "agent_started"),
         (Self::CertificateRenewed, "certificate_renewed"),
+        (Self::FirewallApplied, "firewall_applied"),
+        (Self::FirewallReverted, "firewall_reverted"),
+        (Self::FirewallRepaired, "firewall_repaired"),
+        (Self::TrafficBurst, "traffic_burst"),
+        (Self::SourceBanned, "source_banned"),
     ];
 
     /// The kind with this name, if there is one.

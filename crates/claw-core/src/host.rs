@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::firewall::HostPolicy;
 use crate::name::InstanceName;
 use crate::spec::InstanceSpec;
 
@@ -16,6 +17,8 @@ pub struct HostState {
     pub instances: BTreeMap<InstanceName, InstanceSpec>,
     /// Instances that were deleted on purpose and may be removed from the host.
     pub confirm_removal: BTreeSet<InstanceName>,
+    /// What may come in to the host.
+    pub firewall: HostPolicy,
 }
 
 /// Instances that a state would drop without naming them.

@@ -12,6 +12,7 @@
 pub mod address;
 pub mod backoff;
 pub mod event;
+pub mod firewall;
 pub mod host;
 pub mod name;
 pub mod observed;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
+use crate::firewall::{Port, Protocol};
 use crate::name::{HostName, InstanceName};
 use crate::observed::Exit;
 use crate::stamp::{Generation, Stamp};
@@ -92,6 +93,24 @@ pub struct InstanceReport {
     pub health_history: Vec<HealthChange>,
     /// From the container's cgroup.
     pub usage: Option<Usage>,
+    /// What the firewall has refused it.
+    pub blocked: BlockedTraffic,
+}
+
+/// Traffic that the firewall has refused to an instance since it was created, and what it asked its name
+/// server. Counts never fall while the agent's journal lives.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BlockedTraffic {
+    /// Attempts at denied ports.
+    pub ports: BTreeMap<(Protocol, Port), u64>,
+    /// Attempts at destinations outside its allowlist.
+    pub outside: u64,
+    /// Attempts at what is closed always: metadata, the host, other instances, foreign name servers.
+    pub closed: u64,
+    /// Names it asked for.
+    pub dns_queries: u64,
+    /// Names that were refused.
+    pub dns_refused: u64,
 }
 
 /// A change of health.
@@ -192,4 +211,25 @@ pub struct StatusReport {
     pub instances: BTreeMap<InstanceName, InstanceReport>,
     /// Whether Docker answers; if not, why.
     pub runtime_problem: Option<String>,
+    /// How the firewall stands.
+    pub firewall: FirewallReport,
+}
+
+/// How a host's firewall stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FirewallReport {
+    /// The generation whose policy is in force.
+    pub applied: Option<Generation>,
+    /// Why the wanted policy is not in force; the last good one is.
+    pub problem: Option<String>,
+    /// iptables' version and backend.
+    pub backend: String,
+    /// Times that somebody's changes were repaired since the agent started.
+    pub repairs: u64,
+    /// Attempts at the host's own ports that were refused since the agent started.
+    pub ingress_refused: u64,
+    /// Failed logins that were seen since the agent started.
+    pub login_failures: u64,
+    /// Sources that are banned from SSH now.
+    pub banned: u32,
 }

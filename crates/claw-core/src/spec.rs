@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
+use crate::firewall::NetworkPolicy;
 use crate::name::{DomainName, EnvName, ImageRef, Origin, StatePath};
 use crate::unit::{CpuMillis, Memory, PidsLimit};
 
@@ -124,6 +125,8 @@ pub struct InstanceSpec {
     pub files: BTreeMap<StatePath, String>,
     /// Names and origins.
     pub web: WebPolicy,
+    /// What its network may do.
+    pub network: NetworkPolicy,
     /// Health gate.
     pub health: HealthPolicy,
     /// Time from SIGTERM to SIGKILL.

@@ -8,10 +8,12 @@
 //! The agent runs on one thread, so futures need not be `Send`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use claw_core::address::InstanceNetwork;
+use claw_core::firewall::{Cidr, DnsPolicy, Flow, RuleCounter, Ruleset, SetEntry, Surroundings};
 use claw_core::name::{ImageRef, InstanceName, StatePath};
 use claw_core::observed::{ObservedContainer, ObservedNetwork};
 use claw_core::plan::{ContainerPlan, VirtualHost};
@@ -288,6 +290,150 @@ pub trait Host {
     fn resources(&self) -> HostResources;
     /// Usage of the container whose first process is `pid`, from its cgroup (v1 or v2).
     fn usage(&self, pid: u32) -> Option<Usage>;
+}
+
+/// Why the firewall is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum FirewallError {
+    /// The rules were tried in a network namespace of their own and the kernel refused them; nothing was
+    /// changed.
+    #[error("the kernel refuses the rules: {output}")]
+    Invalid {
+        /// What the program said, at most 2 000 characters.
+        output: String,
+    },
+    /// A program failed, hangs or is missing.
+    #[error("{doing}")]
+    Command {
+        /// What was being done, such as "applying the rules of IPv4".
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Rules could not be saved or read.
+    #[error("{doing} {}", .path.display())]
+    Store {
+        /// What was being done.
+        doing: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What the firewall says by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FirewallEvent {
+    /// Somebody else than this agent changed the kernel's rules.
+    Changed {
+        /// The kernel's generation of rules.
+        generation: u32,
+        /// The program and its process, as far as the kernel tells.
+        by: Option<(String, u32)>,
+    },
+    /// Events may have been lost: look.
+    Overrun,
+}
+
+/// The host's packet filter (iptables, ip6tables, ipset).
+///
+/// [`Self::validate`], [`Self::arm`], [`Self::apply`], [`Self::deviations`], [`Self::commit`] are called in this
+/// order; between arming and committing, a watchdog outside this process reverts everything when its time is
+/// over, whatever became of the process.
+pub trait Firewall {
+    /// What the rules must know of the host.
+    fn surroundings(&self) -> impl Future<Output = Result<Surroundings, FirewallError>>;
+    /// Applies the rules, sets included, in a throwaway network namespace.
+    fn validate(&self, rules: &Ruleset) -> impl Future<Output = Result<(), FirewallError>>;
+    /// Saves what is in force and starts the watchdog that restores it after `patience`.
+    fn arm(&self, patience: Duration) -> impl Future<Output = Result<(), FirewallError>>;
+    /// Sets, then the guarantee, then the filter; IPv4, then IPv6. What is as it should be is left alone.
+    fn apply(&self, rules: &Ruleset) -> impl Future<Output = Result<(), FirewallError>>;
+    /// Where the kernel differs from the rules, hooks and their positions included; empty: nowhere.
+    fn deviations(
+        &self,
+        rules: &Ruleset,
+    ) -> impl Future<Output = Result<Vec<String>, FirewallError>>;
+    /// Makes the rules the last good ones, durably, then stops the watchdog.
+    fn commit(&self, rules: &Ruleset) -> impl Future<Output = Result<(), FirewallError>>;
+    /// Restores what was saved and stops the watchdog; false when nothing was armed.
+    fn revert(&self) -> impl Future<Output = Result<bool, FirewallError>>;
+    /// Changes by others, until the receiver is dropped. The channel is bounded; when it is full, changes
+    /// are merged into [`FirewallEvent::Overrun`], never lost.
+    fn events(&self) -> mpsc::Receiver<FirewallEvent>;
+}
+
+/// What passes through the packet filter: counters, sets that live, connections.
+pub trait Traffic {
+    /// Counters of every rule of ours, both families.
+    fn counters(&self) -> impl Future<Output = Result<Vec<RuleCounter>, FirewallError>>;
+    /// Entries of a set; none when it does not exist.
+    fn entries(&self, set: &str) -> impl Future<Output = Result<Vec<SetEntry>, FirewallError>>;
+    /// Bans a source from SSH for a while; banning it again changes the time.
+    fn ban(
+        &self,
+        source: Cidr,
+        length: Duration,
+    ) -> impl Future<Output = Result<(), FirewallError>>;
+    /// Connections that `source` began.
+    fn flows(&self, source: IpAddr) -> impl Future<Output = Result<Vec<Flow>, FirewallError>>;
+    /// Ends connections: their next packet is judged as a new one's. Gone is success.
+    fn cut(&self, flows: &[Flow]) -> impl Future<Output = Result<(), FirewallError>>;
+}
+
+/// A login that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoginFailure {
+    /// From where.
+    pub source: IpAddr,
+}
+
+/// The log of logins (sshd's, in the journal or in /var/log/auth.log).
+pub trait LoginLog {
+    /// Failures from now on, until the receiver is dropped; reconnects by itself with back-off. The channel
+    /// is bounded; what does not fit is dropped and counted in the log.
+    fn failures(&self) -> mpsc::Receiver<LoginFailure>;
+}
+
+/// What the forwarder has seen of one instance, since it was started.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DnsCounters {
+    /// Questions.
+    pub queries: u64,
+    /// Answered with NXDOMAIN because the name is not on the list.
+    pub refused: u64,
+    /// Answers that held a private or metadata address and were refused.
+    pub rebinding: u64,
+    /// Upstream gave no answer in time, or a wrong one.
+    pub failed: u64,
+    /// Names outside the list, newest last, with their addresses as far as they were resolved; at most 256.
+    pub outside: Vec<(String, BTreeSet<IpAddr>)>,
+}
+
+/// Why the forwarder was not told.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing} {}", .path.display())]
+pub struct ResolverError {
+    /// What was being done.
+    pub doing: &'static str,
+    /// With what.
+    pub path: PathBuf,
+    /// Why it failed.
+    #[source]
+    pub source: std::io::Error,
+}
+
+/// The forwarder of names, a process of its own (`clawd dns`).
+pub trait Resolver {
+    /// Tells it what every instance may resolve, durably: it may be down, and takes it up when it starts.
+    fn publish(&self, policy: &DnsPolicy) -> impl Future<Output = Result<(), ResolverError>>;
+    /// What it has seen; empty while it is down.
+    fn counters(
+        &self,
+    ) -> impl Future<Output = Result<BTreeMap<InstanceName, DnsCounters>, ResolverError>>;
 }
 
 /// Time and randomness, so that tests can hold them still.

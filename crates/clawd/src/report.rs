@@ -193,6 +193,7 @@ pub fn pending(name: &InstanceName, generation: Generation) -> InstanceReport {
         ready: None,
         health_history: Vec::new(),
         usage: None,
+        blocked: claw_core::report::BlockedTraffic::default(),
     }
 }
 

@@ -34,6 +34,7 @@ fn spec() -> InstanceSpec {
         config: String::new(),
         files: BTreeMap::new(),
         web: WebPolicy::default(),
+        network: crate::firewall::NetworkPolicy::default(),
         health: HealthPolicy::default(),
         stop_grace: Duration::from_secs(330),
     }

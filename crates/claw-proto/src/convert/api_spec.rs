@@ -68,6 +68,7 @@ pub fn instance_spec(
         config: wire.config.clone(),
         files,
         web,
+        network: claw_core::firewall::NetworkPolicy::default(),
         health,
         stop_grace,
     };

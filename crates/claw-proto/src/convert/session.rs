@@ -158,6 +158,7 @@ pub fn status_from_wire(wire: &node::Status) -> Result<StatusReport, Violations>
         refused,
         instances,
         runtime_problem: (!wire.runtime_problem.is_empty()).then(|| text(&wire.runtime_problem)),
+        firewall: claw_core::report::FirewallReport::default(),
     };
     v.into_result().map(|()| status)
 }
@@ -218,6 +219,7 @@ pub fn instance_report_from_wire(
         ready: wire.ready,
         health_history,
         usage: wire.usage.as_ref().map(usage_from_wire),
+        blocked: claw_core::report::BlockedTraffic::default(),
     };
     v.into_result().map(|()| report)
 }

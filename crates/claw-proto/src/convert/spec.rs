@@ -108,6 +108,7 @@ fn spec_from_assignment(wire: node::InstanceAssignment) -> Result<InstanceSpec, 
         config: wire.config,
         files,
         web,
+        network: claw_core::firewall::NetworkPolicy::default(),
         health: HealthPolicy { startup_deadline, min_healthy, hang_deadline },
         stop_grace,
     };

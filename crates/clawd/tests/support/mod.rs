@@ -59,6 +59,7 @@ pub(crate) fn spec() -> InstanceSpec {
         config: String::new(),
         files: BTreeMap::new(),
         web: WebPolicy::default(),
+        network: claw_core::firewall::NetworkPolicy::default(),
         health: HealthPolicy::default(),
         stop_grace: Duration::from_secs(30),
     }
@@ -67,6 +68,7 @@ pub(crate) fn spec() -> InstanceSpec {
 /// A state of the given instances.
 pub(crate) fn state(instances: &[(&str, InstanceSpec)]) -> HostState {
     HostState {
+        firewall: claw_core::firewall::HostPolicy::default(),
         instances: instances.iter().map(|(n, spec)| (name(n), spec.clone())).collect(),
         confirm_removal: BTreeSet::new(),
     }

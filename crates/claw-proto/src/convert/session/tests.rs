@@ -48,6 +48,7 @@ prop_compose! {
                 hostnames: [DomainName::parse("a.example").expect("valid")].into(),
                 allowed_origins: [Origin::parse("https://a.example").expect("valid")].into(),
             },
+            network: claw_core::firewall::NetworkPolicy::default(),
             health: HealthPolicy {
                 startup_deadline: Duration::from_secs(seconds),
                 min_healthy: Duration::from_secs(seconds),
@@ -64,7 +65,8 @@ proptest! {
         instances in prop::collection::btree_map(instance_name(), spec(), 0..4),
         confirm_removal in prop::collection::btree_set(instance_name(), 0..4),
     ) {
-        let state = HostState { instances, confirm_removal };
+        let state = HostState {
+            firewall: claw_core::firewall::HostPolicy::default(), instances, confirm_removal };
         let bytes = encode_host_state(&state);
         prop_assert_eq!(&encode_host_state(&state), &bytes, "the encoding is deterministic");
         prop_assert_eq!(decode_host_state(&bytes), Ok(state));
@@ -112,6 +114,7 @@ fn statuses_round_trip() {
             pids: 4,
             oom_kills: 5,
         }),
+        blocked: claw_core::report::BlockedTraffic::default(),
     };
     let status = StatusReport {
         persisted: Some(stamp()),
@@ -120,6 +123,7 @@ fn statuses_round_trip() {
         refused: Some((stamp(), "because".to_owned())),
         instances: [(name, report)].into(),
         runtime_problem: Some("gone".to_owned()),
+        firewall: claw_core::report::FirewallReport::default(),
     };
     assert_eq!(status_from_wire(&status_to_wire(&status)), Ok(status));
 }

@@ -37,6 +37,7 @@ fn spec() -> InstanceSpec {
             hostnames: [DomainName::parse("a.example").unwrap()].into(),
             allowed_origins: [Origin::parse("https://a.example").unwrap()].into(),
         },
+        network: claw_core::firewall::NetworkPolicy::default(),
         health: HealthPolicy::default(),
         stop_grace: std::time::Duration::from_secs(30),
     }

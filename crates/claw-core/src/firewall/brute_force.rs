@@ -1,0 +1,1 @@
+//! Sources that fail to log in again and again, and for how long each is banned.

@@ -1,0 +1,1 @@
+//! Whether a connection that is open may go on under a policy.

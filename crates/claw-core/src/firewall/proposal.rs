@@ -1,0 +1,1 @@
+//! The allowlist that would have let through what was seen.

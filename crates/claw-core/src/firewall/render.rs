@@ -1,0 +1,1 @@
+//! From policy to rules: one description for both families.

@@ -1,0 +1,1 @@
+//! What `iptables-save` prints: read back, compared with what was rendered, printed again.

@@ -1,0 +1,1 @@
+//! Counters of refused traffic that survive the replacement of rules, and bursts in them.
