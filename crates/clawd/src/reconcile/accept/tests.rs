@@ -63,9 +63,8 @@ fn judged(
 }
 
 fn state(names: &[&str]) -> HostState {
-        firewall: claw_core::firewall::HostPolicy::default(),
     let instances = names.iter().map(|n| (name(n), spec())).collect();
-    HostState { instances, confirm_removal: BTreeSet::new() }
+    HostState { instances, ..HostState::default() }
 }
 
 #[test]
