@@ -23,6 +23,8 @@ pub struct ObservedInstance {
     pub files: Option<Digest>,
     /// Whether the reverse proxy serves exactly the wanted virtual host.
     pub proxy_current: bool,
+    /// Whether the firewall's rules for exactly its network policy are in force.
+    pub firewalled: bool,
     /// What the probes of this run of the container have seen.
     pub health: Health,
     /// What the journal remembers.

@@ -60,6 +60,8 @@ pub struct VirtualHost {
     pub hostnames: Vec<String>,
     /// Where the gateway is.
     pub upstream: std::net::SocketAddr,
+    /// Sources that are served; empty: everyone.
+    pub sources: std::collections::BTreeSet<crate::firewall::Cidr>,
 }
 
 /// What should become of an instance on this host.
@@ -109,6 +111,9 @@ pub enum Wait {
         /// When to plan again.
         at: Timestamp,
     },
+    /// The rules of its network policy: nothing is started before they are in force. Whoever puts them
+    /// in force wakes the instance's loop.
+    Firewall,
     /// The gateway drains or answers badly; it is restarted if that lasts.
     Answer {
         /// When it counts as hung.
@@ -140,7 +145,7 @@ impl Plan {
     #[must_use]
     pub const fn wake_at(&self) -> Option<Timestamp> {
         match self.wait {
-            Wait::Nothing => None,
+            Wait::Nothing | Wait::Firewall => None,
             Wait::Gate { deadline: at }
             | Wait::MinHealthy { until: at }
             | Wait::Until { at }
@@ -167,6 +172,7 @@ impl std::fmt::Display for Plan {
         }
         match &self.wait {
             Wait::Nothing => write!(f, "= {}", self.phase)?,
+            Wait::Firewall => write!(f, "= {}, until the firewall is ready", self.phase)?,
             Wait::Gate { deadline } => write!(f, "= {}, gate until {deadline}", self.phase)?,
             Wait::MinHealthy { until } => write!(f, "= {}, healthy until {until}", self.phase)?,
             Wait::Until { at } => write!(f, "= {}, until {at}", self.phase)?,
@@ -214,6 +220,10 @@ fn remove(desired: &DesiredInstance, observed: &ObservedInstance) -> Plan {
     stages.push(vec![Step::Forget]);
     debug_assert!(desired.target == Target::Removed);
     Plan::steps(Phase::Removing, stages)
+}
+
+fn wait_for_firewall() -> Plan {
+    Plan::waiting(Phase::Applying, Wait::Firewall, "waiting for the firewall")
 }
 
 const fn is_up(container: &ObservedContainer) -> bool {
@@ -289,6 +299,10 @@ impl Wanted<'_> {
         let mut stages = Vec::new();
         if let Some(old) = &observed.container {
             if is_up(old) {
+                // What serves is not stopped for what could not be started.
+                if !observed.firewalled {
+                    return wait_for_firewall();
+                }
                 stages.push(vec![Step::StopContainer {
                     id: old.id.clone(),
                     grace: self.spec.stop_grace,
@@ -308,10 +322,9 @@ impl Wanted<'_> {
         prepare.extend(self.publish(observed));
         stages.push(prepare);
         stages.push(vec![Step::CreateContainer { container: Box::new(self.container_plan()) }]);
-        stages.push(vec![Step::StartContainer {
-            secrets: self.delivery.secrets_digest(),
-            restarts: self.spec.restarts,
-        }]);
+        if observed.firewalled {
+            stages.push(vec![self.start_step()]);
+        }
         Plan::steps(Phase::Applying, stages)
     }
 
@@ -342,11 +355,19 @@ impl Wanted<'_> {
         let mut prepare = self.deliver(observed);
         prepare.extend(self.limits(container));
         prepare.extend(self.publish(observed));
-        let start = Step::StartContainer {
-            secrets: self.delivery.secrets_digest(),
-            restarts: self.spec.restarts,
-        };
-        Plan::steps(Phase::Applying, vec![prepare, vec![start]])
+        if observed.firewalled {
+            return Plan::steps(Phase::Applying, vec![prepare, vec![self.start_step()]]);
+        }
+        if prepare.is_empty() {
+            wait_for_firewall()
+        } else {
+            Plan::steps(Phase::Applying, vec![prepare])
+        }
+    }
+
+    fn start_step(&self) -> Step {
+        let secrets = self.delivery.secrets_digest();
+        Step::StartContainer { secrets, restarts: self.spec.restarts }
     }
 
     /// The wanted container runs: deliver what changed, restart if asked, then look at its health.
@@ -368,8 +389,15 @@ impl Wanted<'_> {
                 grace: self.spec.stop_grace,
                 reason: StopReason::Restart,
             };
-            let start = Step::StartContainer { secrets, restarts: self.spec.restarts };
-            return Plan::steps(Phase::Applying, vec![prepare, vec![stop], vec![start]]);
+            if observed.firewalled {
+                return Plan::steps(
+                    Phase::Applying,
+                    vec![prepare, vec![stop], vec![self.start_step()]],
+                );
+            }
+            if prepare.is_empty() {
+                return wait_for_firewall();
+            }
         }
         if !prepare.is_empty() {
             return Plan::steps(Phase::Applying, vec![prepare]);
@@ -462,6 +490,7 @@ pub fn virtual_host(desired: &DesiredInstance, spec: &InstanceSpec) -> VirtualHo
         instance: desired.name.clone(),
         hostnames,
         upstream: (desired.network.container(), crate::spec::GATEWAY_PORT).into(),
+        sources: spec.network.web_sources.clone(),
     }
 }
 

@@ -48,6 +48,7 @@ fn subject(machine: &FakeMachine, instance: &str) -> RuntimeSubject {
 
 fn host(instance: &str, last: u8) -> VirtualHost {
     VirtualHost {
+        sources: std::collections::BTreeSet::new(),
         instance: InstanceName::parse(instance).unwrap(),
         hostnames: vec![format!("{instance}.claw.localhost")],
         upstream: ([10, 201, 1, last], 18789).into(),

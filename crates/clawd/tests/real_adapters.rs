@@ -230,6 +230,7 @@ async fn a_docker_that_hangs_is_noticed() {
 async fn nginx() {
     let Some(lab) = LabHost::here("nginx").await else { return };
     let host = |name: &str, last: u8| VirtualHost {
+        sources: std::collections::BTreeSet::new(),
         instance: lab::name(name),
         hostnames: vec![format!("{name}.example"), format!("{name}.claw.localhost")],
         upstream: ([10, 201, 200, last], 18789).into(),
@@ -241,6 +242,7 @@ async fn nginx() {
 async fn nginx_is_started_and_its_faults_are_told() {
     let Some(lab) = LabHost::here("faults").await else { return };
     let host = VirtualHost {
+        sources: std::collections::BTreeSet::new(),
         instance: lab::name("fault"),
         hostnames: vec!["fault.claw.localhost".to_owned()],
         upstream: ([10, 201, 200, 2], 18789).into(),
@@ -285,6 +287,7 @@ async fn a_gateway_is_seen_directly_and_through_nginx() {
     })
     .await;
     let absent = VirtualHost {
+        sources: std::collections::BTreeSet::new(),
         instance: lab::name("absent"),
         upstream: ([127, 0, 0, 1], 1).into(),
         ..host.clone()
@@ -309,6 +312,7 @@ async fn many_virtual_hosts_are_published_at_once() {
     let Some(lab) = LabHost::here("many").await else { return };
     let hosts: Vec<VirtualHost> = (0..40)
         .map(|n| VirtualHost {
+            sources: std::collections::BTreeSet::new(),
             instance: InstanceName::parse(&format!("many-{n}")).unwrap(),
             hostnames: vec![format!("many-{n}.{}.example", "long".repeat(15))],
             upstream: (AddressPool::STANDARD.network(Slot::new(n).unwrap()).container(), 18789)

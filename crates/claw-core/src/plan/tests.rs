@@ -90,6 +90,7 @@ fn settled(spec: &InstanceSpec, state: ContainerState) -> ObservedInstance {
         secrets: Some(delivery().secrets_digest()),
         files: Some(delivery().files_digest()),
         proxy_current: true,
+        firewalled: true,
         health: Health {
             healthy_since: Some(Timestamp::from_millis(NOW.millis() - 60_000)),
             last_answer: Some(NOW),
@@ -116,8 +117,28 @@ fn an_empty_host_pulls_first() {
 }
 
 #[test]
-fn with_the_image_everything_is_made() {
+fn without_its_firewall_nothing_is_started_and_nothing_stopped() {
     let observed = ObservedInstance { image_present: true, ..Default::default() };
+    check(
+        &present(spec()),
+        &observed,
+        "create-network claw-i0 10.201.1.0/24 | deliver-files openclaw.json | write-secrets | publish-proxy demo.claw.localhost -> 10.201.1.2:18789
+create-container claw-demo image=openclaw:1 memory=2048MiB cpu=2000m address=10.201.1.2
+= applying",
+    );
+    let waiting = "= applying, until the firewall is ready: waiting for the firewall";
+    let uncovered = |state| ObservedInstance { firewalled: false, ..settled(&spec(), state) };
+    check(&present(spec()), &uncovered(ContainerState::Created), waiting);
+    let restart = present(InstanceSpec { restarts: 1, ..spec() });
+    check(&restart, &uncovered(up(600)), waiting);
+    let rebuild = present(InstanceSpec { rebuilds: 1, ..spec() });
+    check(&rebuild, &uncovered(up(600)), waiting);
+    check(&present(spec()), &uncovered(up(600)), "= running");
+}
+
+#[test]
+fn with_the_image_everything_is_made() {
+    let observed = ObservedInstance { image_present: true, firewalled: true, ..Default::default() };
     check(
         &present(spec()),
         &observed,
@@ -329,7 +350,11 @@ fn a_plan_never_shows_a_secret() {
     if let Target::Present { delivery, .. } = &mut desired.target {
         delivery.secrets = Secret::new("T=hunter2".to_owned());
     }
-    let made = plan(&desired, &ObservedInstance { image_present: true, ..Default::default() }, NOW);
+    let made = plan(
+        &desired,
+        &ObservedInstance { image_present: true, firewalled: true, ..Default::default() },
+        NOW,
+    );
     assert!(!format!("{made} {made:?}").contains("hunter2"));
 }
 
@@ -423,17 +448,18 @@ fn any_state() -> impl Strategy<Value = ContainerState> {
 
 prop_compose! {
     fn any_observed()(
-        flags in any::<[bool; 8]>(),
+        flags in any::<[bool; 9]>(),
         state in any_state(),
         failures in 0_usize..8,
         healthy: bool,
     ) -> ObservedInstance {
-        let [image, network, right_network, has_container, current, data, secrets, proxy] = flags;
+        let [image, network, right_network, has_container, current, data, secrets, proxy, firewalled] = flags;
         let base = settled(&spec(), state);
         let mut observed = ObservedInstance {
             image_present: image,
             data_present: data,
             proxy_current: proxy,
+            firewalled,
             ..base
         };
         if !network {
@@ -482,6 +508,10 @@ fn converge(desired: &DesiredInstance, observed: &mut ObservedInstance, luck: &[
         if made.is_converged() {
             return made;
         }
+        if made.wait == Wait::Firewall {
+            observed.firewalled = true;
+            continue;
+        }
         if made.stages.is_empty() {
             now = made.wake_at().expect("a plan that waits says until when");
             if !matches!(made.wait, Wait::Until { .. }) {
@@ -527,6 +557,13 @@ proptest! {
                 prop_assert_eq!(running, spec.run == RunState::Running);
             }
         }
+    }
+
+    #[test]
+    fn nothing_starts_before_its_firewall(desired in any_target(), observed in any_observed()) {
+        let made = plan(&desired, &observed, NOW);
+        let starts = made.stages.iter().flatten().any(|s| matches!(s, Step::StartContainer { .. }));
+        prop_assert!(!starts || observed.firewalled, "{}", made);
     }
 
     #[test]

@@ -136,6 +136,7 @@ mod tests {
         proxied: (u16, &'static str),
     ) -> GatewayAnswer {
         let host = VirtualHost {
+            sources: std::collections::BTreeSet::new(),
             instance: InstanceName::parse("demo").unwrap(),
             hostnames: vec!["a.example".to_owned(), "demo.claw.localhost".to_owned()],
             upstream: server(startup, ready, "x-forwarded-for: 192.0.2.1\r\n").await,

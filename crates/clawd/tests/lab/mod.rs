@@ -44,6 +44,7 @@ pub(crate) struct Subject {
 impl Subject {
     pub(crate) fn virtual_host(&self) -> VirtualHost {
         VirtualHost {
+            sources: std::collections::BTreeSet::new(),
             instance: self.instance.clone(),
             hostnames: vec![format!("{}.claw.localhost", self.instance)],
             upstream: (self.network.container(), 18789).into(),

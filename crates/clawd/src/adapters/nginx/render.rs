@@ -79,6 +79,7 @@ server {{
         let probe_name = probe_name(instance);
         let logs = self.logs.display();
         let upstream = host.upstream;
+        let access = access(host);
         format!(
             "\
 # Made by clawd for the instance {instance}; changes are overwritten.
@@ -92,7 +93,7 @@ server {{
     client_max_body_size 64m;
 
     location / {{
-        proxy_pass http://{upstream};
+{access}        proxy_pass http://{upstream};
         proxy_http_version 1.1;
         proxy_set_header Host $http_host;
         proxy_set_header Upgrade $http_upgrade;
@@ -165,6 +166,19 @@ scgi_temp_path {work}/temporary;
     )
 }
 
+/// Who is served (module access). The host itself always is: its probes, and an operator's SSH tunnel.
+fn access(host: &VirtualHost) -> String {
+    if host.sources.is_empty() {
+        return String::new();
+    }
+    let mut text = "        allow 127.0.0.0/8;\n        allow ::1;\n".to_owned();
+    for source in &host.sources {
+        let _infallible = writeln!(text, "        allow {source};");
+    }
+    text.push_str("        deny all;\n");
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,6 +192,7 @@ mod tests {
 
     fn host() -> VirtualHost {
         VirtualHost {
+            sources: std::collections::BTreeSet::new(),
             instance: InstanceName::parse("demo").unwrap(),
             hostnames: vec!["a.example".to_owned(), "demo.claw.localhost".to_owned()],
             upstream: ([10, 201, 1, 2], 18789).into(),
