@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{AllowedName, HostPolicy, Mode, NetworkPolicy, Port, Reach};
+use super::{AllowedName, Cidr, HostPolicy, Mode, NetworkPolicy, Port, Reach};
 use crate::address::{AddressPool, InstanceNetwork};
 use crate::name::InstanceName;
 use crate::stamp::Digest;
@@ -53,6 +53,9 @@ pub struct DnsRules {
     pub network: InstanceNetwork,
     /// The only names; `None`: every name.
     pub only: Option<DnsNames>,
+    /// Networks that the allowlist names. A name may lead to a private address only if it lies in one of
+    /// these; elsewhere that is rebinding.
+    pub networks: BTreeSet<Cidr>,
 }
 
 /// The names of an allowlist.
@@ -68,14 +71,15 @@ impl Effective {
     /// The forwarder's part.
     #[must_use]
     pub fn dns(&self) -> DnsPolicy {
-        let rules = |instance: &EffectiveInstance| DnsRules {
-            network: instance.network,
-            only: match &instance.policy.egress.reach {
-                Reach::Open => None,
-                Reach::Allowlist(list) => {
-                    Some(DnsNames { names: list.names.clone(), mode: list.mode })
-                }
-            },
+        let rules = |instance: &EffectiveInstance| {
+            let (only, networks) = match &instance.policy.egress.reach {
+                Reach::Open => (None, BTreeSet::new()),
+                Reach::Allowlist(list) => (
+                    Some(DnsNames { names: list.names.clone(), mode: list.mode }),
+                    list.networks.iter().map(|allowed| allowed.network).collect(),
+                ),
+            };
+            DnsRules { network: instance.network, only, networks }
         };
         let instances =
             self.instances.iter().map(|(name, instance)| (name.clone(), rules(instance)));
