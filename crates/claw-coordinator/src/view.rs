@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use claw_core::name::{HostName, InstanceName};
 use claw_core::report::Phase;
 use claw_core::time::Timestamp;
+use claw_proto::convert::firewall::detail::report_to_wire;
 use claw_proto::convert::name::{host_resource, instance_resource};
 use claw_proto::convert::session::{
     instance_report_to_wire, phase_to_wire, resources_to_wire, stamp_to_wire,
@@ -45,6 +46,7 @@ fn host_status(
 ) -> fleet::HostStatus {
     let strays = strays(&known, wanted);
     let hello = known.hello;
+    let reported = known.status.is_some();
     let status = known.status.map(|(status, _at)| status).unwrap_or_default();
     let text =
         |of: fn(&claw_core::report::Hello) -> String| hello.as_ref().map(of).unwrap_or_default();
@@ -67,6 +69,7 @@ fn host_status(
         runtime_problem: status.runtime_problem.unwrap_or_default(),
         certificate_expire_time: row.certificate_expires.map(timestamp_to_wire),
         clone_alarm: known.clone_alarm.unwrap_or_default(),
+        firewall: reported.then(|| report_to_wire(&status.firewall)),
     }
 }
 

@@ -6,7 +6,7 @@ use claw_core::tier::TierCatalogue;
 
 use super::spec::{
     HANG_DEADLINE, MIN_HEALTHY, STARTUP_DEADLINE, STOP_GRACE, bounded, check_content, env,
-    env_names, files, resources, web,
+    env_names, files, network, resources, web,
 };
 use super::violation::Violations;
 use crate::fleet::v1 as fleet;
@@ -56,6 +56,7 @@ pub fn instance_spec(
         hang_deadline: bounded(&mut v, HANG_DEADLINE, health.hang_deadline.as_ref()),
     };
     let stop_grace = bounded(&mut v, STOP_GRACE, wire.stop_grace.as_ref());
+    let network = network(&mut v, wire.network.as_ref());
     let (Some(image), Some(resources)) = (image, resources) else { return Err(v) };
     let spec = InstanceSpec {
         image,
@@ -68,7 +69,7 @@ pub fn instance_spec(
         config: wire.config.clone(),
         files,
         web,
-        network: claw_core::firewall::NetworkPolicy::default(),
+        network,
         health,
         stop_grace,
     };

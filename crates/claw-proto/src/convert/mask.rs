@@ -4,7 +4,7 @@ use super::violation::Violations;
 use crate::fleet::v1 as fleet;
 
 /// Paths that an instance's update may name.
-pub const SPEC_PATHS: [&str; 14] = [
+pub const SPEC_PATHS: [&str; 17] = [
     "spec",
     "spec.image",
     "spec.tier",
@@ -19,6 +19,9 @@ pub const SPEC_PATHS: [&str; 14] = [
     "spec.allowed_origins",
     "spec.health",
     "spec.stop_grace",
+    "spec.network",
+    "spec.network.egress",
+    "spec.network.web_sources",
 ];
 
 /// `old` with the fields that `paths` name taken from `new`; no path means the whole spec.
@@ -51,6 +54,15 @@ pub fn apply_mask(
             "spec.allowed_origins" => merged.allowed_origins.clone_from(&new.allowed_origins),
             "spec.health" => merged.health = new.health,
             "spec.stop_grace" => merged.stop_grace = new.stop_grace,
+            "spec.network" => merged.network.clone_from(&new.network),
+            "spec.network.egress" => {
+                let egress = new.network.as_ref().and_then(|network| network.egress.clone());
+                merged.network.get_or_insert_default().egress = egress;
+            }
+            "spec.network.web_sources" => {
+                let sources = new.network.as_ref().map(|network| network.web_sources.clone());
+                merged.network.get_or_insert_default().web_sources = sources.unwrap_or_default();
+            }
             unknown => violations.push(
                 "update_mask",
                 format!("unknown path {unknown:?}; known paths: {}", SPEC_PATHS.join(", ")),
@@ -63,6 +75,7 @@ pub fn apply_mask(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::v1 as node;
 
     #[test]
     fn every_documented_path_is_known() {
@@ -83,5 +96,24 @@ mod tests {
         let new = fleet::InstanceSpec { image: "b".into(), ..Default::default() };
         let merged = apply_mask(&old, &new, &["spec.image".to_owned()]).expect("valid");
         assert_eq!((merged.image.as_str(), merged.tier.as_str()), ("b", "pro"));
+    }
+
+    #[test]
+    fn parts_of_the_network_policy_change_alone() {
+        let policy = |sources: &str| node::NetworkPolicy {
+            egress: Some(node::Egress::default()),
+            web_sources: vec![sources.to_owned()],
+        };
+        let spec = |network| fleet::InstanceSpec { network, ..Default::default() };
+        let merge = |old, new, path: &str| {
+            let merged = apply_mask(&spec(old), &spec(new), &[path.to_owned()]).expect("valid");
+            merged.network.expect("given")
+        };
+        let merged = merge(Some(policy("a")), None, "spec.network.egress");
+        assert_eq!((merged.egress, merged.web_sources), (None, vec!["a".to_owned()]));
+        let merged = merge(None, Some(policy("b")), "spec.network.web_sources");
+        assert_eq!((merged.egress, merged.web_sources), (None, vec!["b".to_owned()]));
+        let merged = merge(Some(policy("a")), Some(policy("b")), "spec.network");
+        assert_eq!(merged, policy("b"));
     }
 }

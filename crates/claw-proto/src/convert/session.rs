@@ -10,10 +10,14 @@ use claw_core::event::{Event, EventKind, Severity};
 use claw_core::name::{HostName, InstanceName};
 use claw_core::observed::Exit;
 use claw_core::report::{
-    HealthChange, Hello, HostResources, InstanceReport, Phase, Pressure, StatusReport, Usage,
+    BlockedTraffic, HealthChange, Hello, HostResources, InstanceReport, Phase, Pressure,
+    StatusReport, Usage,
 };
 use claw_core::stamp::{Digest, Epoch, Generation, Stamp};
 
+use super::firewall::detail::{
+    blocked_from_wire, blocked_to_wire, report_from_wire, report_to_wire,
+};
 use super::time::{duration_from_wire, duration_to_wire, timestamp_from_wire, timestamp_to_wire};
 use super::violation::Violations;
 use crate::node::v1 as node;
@@ -23,7 +27,7 @@ pub use super::spec::{decode_host_state, encode_host_state};
 /// Most characters of any text for a person; longer ones are cut.
 const MAX_TEXT: usize = 2000;
 
-fn text(text: &str) -> String {
+pub(super) fn text(text: &str) -> String {
     text.chars().take(MAX_TEXT).collect()
 }
 
@@ -122,6 +126,7 @@ pub fn status_to_wire(status: &StatusReport) -> node::Status {
         }),
         instances: status.instances.values().map(instance_report_to_wire).collect(),
         runtime_problem: status.runtime_problem.clone().unwrap_or_default(),
+        firewall: Some(report_to_wire(&status.firewall)),
     }
 }
 
@@ -158,7 +163,7 @@ pub fn status_from_wire(wire: &node::Status) -> Result<StatusReport, Violations>
         refused,
         instances,
         runtime_problem: (!wire.runtime_problem.is_empty()).then(|| text(&wire.runtime_problem)),
-        firewall: claw_core::report::FirewallReport::default(),
+        firewall: wire.firewall.as_ref().map(report_from_wire).unwrap_or_default(),
     };
     v.into_result().map(|()| status)
 }
@@ -182,6 +187,7 @@ pub fn instance_report_to_wire(report: &InstanceReport) -> node::InstanceReport 
         ready: report.ready,
         health_history: report.health_history.iter().map(health_change_to_wire).collect(),
         usage: report.usage.as_ref().map(usage_to_wire),
+        blocked: Some(blocked_to_wire(&report.blocked)),
     }
 }
 
@@ -203,6 +209,13 @@ pub fn instance_report_from_wire(
             message: text(&change.message),
         });
     }
+    let blocked = match wire.blocked.as_ref().map(blocked_from_wire).transpose() {
+        Ok(blocked) => blocked.unwrap_or_default(),
+        Err(more) => {
+            v.extend(more.below("blocked"));
+            BlockedTraffic::default()
+        }
+    };
     let since = wire.step_since.as_ref().map(timestamp_from_wire).unwrap_or_default();
     let Some(name) = name else { return Err(v) };
     let report = InstanceReport {
@@ -219,7 +232,7 @@ pub fn instance_report_from_wire(
         ready: wire.ready,
         health_history,
         usage: wire.usage.as_ref().map(usage_from_wire),
-        blocked: claw_core::report::BlockedTraffic::default(),
+        blocked,
     };
     v.into_result().map(|()| report)
 }

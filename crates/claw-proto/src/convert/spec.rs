@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use claw_core::firewall::NetworkPolicy;
 use claw_core::host::HostState;
 use claw_core::name::{DomainName, EnvName, ImageRef, InstanceName, Origin, StatePath};
 use claw_core::spec::{
@@ -12,6 +13,9 @@ use claw_core::spec::{
 use claw_core::unit::{CpuMillis, Memory, PidsLimit};
 use prost::Message as _;
 
+use super::firewall::{
+    host_policy_from_wire, host_policy_to_wire, network_policy_from_wire, network_policy_to_wire,
+};
 use super::time::{duration_from_wire, duration_to_wire};
 use super::violation::Violations;
 use crate::node::v1 as node;
@@ -27,6 +31,7 @@ pub fn encode_host_state(state: &HostState) -> Bytes {
     let wire = node::HostState {
         instances: state.instances.iter().map(|(name, spec)| assignment(name, spec)).collect(),
         confirm_removal: state.confirm_removal.iter().map(ToString::to_string).collect(),
+        firewall: unless_default(&state.firewall, host_policy_to_wire),
     };
     wire.encode_to_vec().into()
 }
@@ -58,7 +63,19 @@ pub fn decode_host_state(bytes: &[u8]) -> Result<HostState, Violations> {
         let parsed = violations.take(&field, InstanceName::parse(name));
         state.confirm_removal.extend(parsed);
     }
+    if let Some(firewall) = &wire.firewall {
+        match host_policy_from_wire(firewall) {
+            Ok(policy) => state.firewall = policy,
+            Err(more) => violations.extend(more.below("firewall")),
+        }
+    }
     violations.into_result().map(|()| state)
+}
+
+/// A default is left out: a state without any policy has the bytes, and so the digest, that it had before
+/// there were policies.
+fn unless_default<T: Default + PartialEq, W>(policy: &T, to_wire: fn(&T) -> W) -> Option<W> {
+    (*policy != T::default()).then(|| to_wire(policy))
 }
 
 fn assignment(name: &InstanceName, spec: &InstanceSpec) -> node::InstanceAssignment {
@@ -81,6 +98,7 @@ fn assignment(name: &InstanceName, spec: &InstanceSpec) -> node::InstanceAssignm
         min_healthy: Some(duration_to_wire(spec.health.min_healthy)),
         hang_deadline: Some(duration_to_wire(spec.health.hang_deadline)),
         stop_grace: Some(duration_to_wire(spec.stop_grace)),
+        network: unless_default(&spec.network, network_policy_to_wire),
     }
 }
 
@@ -96,6 +114,7 @@ fn spec_from_assignment(wire: node::InstanceAssignment) -> Result<InstanceSpec, 
     let min_healthy = bounded(&mut v, MIN_HEALTHY, wire.min_healthy.as_ref());
     let hang_deadline = bounded(&mut v, HANG_DEADLINE, wire.hang_deadline.as_ref());
     let stop_grace = bounded(&mut v, STOP_GRACE, wire.stop_grace.as_ref());
+    let network = network(&mut v, wire.network.as_ref());
     let (Some(image), Some(resources)) = (image, resources) else { return Err(v) };
     let spec = InstanceSpec {
         image,
@@ -108,7 +127,7 @@ fn spec_from_assignment(wire: node::InstanceAssignment) -> Result<InstanceSpec, 
         config: wire.config,
         files,
         web,
-        network: claw_core::firewall::NetworkPolicy::default(),
+        network,
         health: HealthPolicy { startup_deadline, min_healthy, hang_deadline },
         stop_grace,
     };
@@ -255,6 +274,16 @@ pub(super) fn web(v: &mut Violations, hostnames: &[String], origins: &[String]) 
         policy.allowed_origins.extend(parsed);
     }
     policy
+}
+
+pub(super) fn network(v: &mut Violations, wire: Option<&node::NetworkPolicy>) -> NetworkPolicy {
+    match wire.map(network_policy_from_wire).transpose() {
+        Ok(policy) => policy.unwrap_or_default(),
+        Err(more) => {
+            v.extend(more.below("network"));
+            NetworkPolicy::default()
+        }
+    }
 }
 
 pub(super) fn check_content(v: &mut Violations, spec: &InstanceSpec) {

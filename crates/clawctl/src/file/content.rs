@@ -82,6 +82,7 @@ pub(crate) fn wanted(
         allowed_origins: document.allowed_origins.clone(),
         health: document.health.as_ref().map(health),
         stop_grace: document.stop_grace.map(|span| duration_to_wire(span.0)),
+        network: None,
     };
     if fetch.faults.is_empty() {
         Ok(Wanted { spec, mask: mask(document) })
@@ -175,7 +176,7 @@ fn mask(document: &SpecDocument) -> Vec<String> {
         "spec" => false,
         "spec.run_state" => document.run_state.is_some(),
         "spec.secrets" => document.secrets.is_some() || document.secrets_from.is_some(),
-        _ => true,
+        path => !path.starts_with("spec.network"),
     };
     SPEC_PATHS.iter().filter(decided).map(ToString::to_string).collect()
 }

@@ -204,6 +204,7 @@ fn a_printed_spec_is_read_back() {
             ..fleet::HealthPolicy::default()
         }),
         stop_grace: None,
+        network: None,
     };
     let printed = serde_yaml_ng::to_string(&SpecDocument::from(wire.clone())).unwrap();
     let read: SpecDocument = serde_yaml_ng::from_str(&printed).unwrap();

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 
 use claw_core::host::HostState;
 use claw_core::name::{DomainName, EnvName, ImageRef, Origin, StatePath};
+use claw_core::report::FirewallReport;
 use claw_core::spec::{HealthPolicy, InstanceSpec, Resources, RunState, Secret, WebPolicy};
 use claw_core::time::Timestamp;
 use claw_core::unit::{CpuMillis, MIB, Memory, PidsLimit};
 use proptest::prelude::*;
 
+use super::super::firewall::tests::{host_policy, network_policy};
 use super::*;
 
 fn stamp() -> Stamp {
@@ -29,6 +31,7 @@ prop_compose! {
         value in "[^\0]{0,40}",
         config in ".{0,100}",
         seconds in 5_u64..600,
+        network in network_policy(),
     ) -> InstanceSpec {
         InstanceSpec {
             image: ImageRef::parse("ghcr.io/openclaw/openclaw:2026.9.6").expect("valid"),
@@ -48,7 +51,7 @@ prop_compose! {
                 hostnames: [DomainName::parse("a.example").expect("valid")].into(),
                 allowed_origins: [Origin::parse("https://a.example").expect("valid")].into(),
             },
-            network: claw_core::firewall::NetworkPolicy::default(),
+            network,
             health: HealthPolicy {
                 startup_deadline: Duration::from_secs(seconds),
                 min_healthy: Duration::from_secs(seconds),
@@ -64,9 +67,9 @@ proptest! {
     fn host_states_round_trip(
         instances in prop::collection::btree_map(instance_name(), spec(), 0..4),
         confirm_removal in prop::collection::btree_set(instance_name(), 0..4),
+        firewall in host_policy(),
     ) {
-        let state = HostState {
-            firewall: claw_core::firewall::HostPolicy::default(), instances, confirm_removal };
+        let state = HostState { firewall, instances, confirm_removal };
         let bytes = encode_host_state(&state);
         prop_assert_eq!(&encode_host_state(&state), &bytes, "the encoding is deterministic");
         prop_assert_eq!(decode_host_state(&bytes), Ok(state));
@@ -114,7 +117,7 @@ fn statuses_round_trip() {
             pids: 4,
             oom_kills: 5,
         }),
-        blocked: claw_core::report::BlockedTraffic::default(),
+        blocked: BlockedTraffic { outside: 9, ..BlockedTraffic::default() },
     };
     let status = StatusReport {
         persisted: Some(stamp()),
@@ -123,9 +126,18 @@ fn statuses_round_trip() {
         refused: Some((stamp(), "because".to_owned())),
         instances: [(name, report)].into(),
         runtime_problem: Some("gone".to_owned()),
-        firewall: claw_core::report::FirewallReport::default(),
+        firewall: FirewallReport { repairs: 3, ..FirewallReport::default() },
     };
     assert_eq!(status_from_wire(&status_to_wire(&status)), Ok(status));
+}
+
+#[test]
+fn peers_that_know_no_firewall_are_understood() {
+    let old = node::Status::default();
+    let status = status_from_wire(&old).expect("valid");
+    assert_eq!(status.firewall, FirewallReport::default());
+    // The bytes of a state without policies are those of old coordinators: digests stay.
+    assert_eq!(encode_host_state(&HostState::default()).len(), 0);
 }
 
 #[test]
