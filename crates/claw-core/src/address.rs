@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
+use crate::firewall::Cidr;
+
 /// A host's number for an instance, 0 to 253; it decides the subnet and the bridge's name.
 ///
 /// The agent gives the lowest free slot to an instance it first sees and journals it; a slot is
@@ -55,6 +57,13 @@ impl AddressPool {
     pub fn network(self, slot: Slot) -> InstanceNetwork {
         InstanceNetwork { pool: self, slot }
     }
+
+    /// The pool as a block of addresses.
+    #[must_use]
+    pub fn block(self) -> Cidr {
+        let [first, second] = self.0;
+        Cidr::containing(IpAddr::V4(Ipv4Addr::new(first, second, 0, 0)), 16)
+    }
 }
 
 impl fmt::Display for AddressPool {
@@ -75,6 +84,12 @@ impl InstanceNetwork {
         let [first, second] = self.pool.0;
         // Slot 0 is x.y.1.0/24: x.y.0.0/24 is left free so that no gateway ends in ".0.1".
         Ipv4Addr::new(first, second, self.slot.0.saturating_add(1), last)
+    }
+
+    /// The pool that it was taken from.
+    #[must_use]
+    pub const fn pool(self) -> AddressPool {
+        self.pool
     }
 
     /// The host's number for the instance.
