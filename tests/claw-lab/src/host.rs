@@ -58,7 +58,7 @@ struct Running {
     init: Process,
     subtree: Subtree,
     // Held so that the network exists before and after PID 1 does.
-    _netns: Netns,
+    netns: Netns,
 }
 
 impl HostOptions {
@@ -138,6 +138,14 @@ impl LabHost {
         self.power().as_ref().and_then(|running| running.init.with_pid(|pid| pid))
     }
 
+    /// The network namespace of this boot, while it runs.
+    ///
+    /// # Errors
+    /// When it is off.
+    pub fn netns(&self) -> Result<Netns> {
+        Ok(self.running()?.netns.clone())
+    }
+
     /// What PID 1 wrote to the console, all boots.
     #[must_use]
     pub fn console(&self) -> String {
@@ -193,7 +201,7 @@ impl LabHost {
         let init = boot.start(&subtree, self.dir.join("console.log")).with_context(|| {
             format!("cannot boot host {}\n{}", self.options.name, self.console())
         })?;
-        Ok(Running { init, subtree, _netns: netns })
+        Ok(Running { init, subtree, netns })
     }
 
     fn power(&self) -> MutexGuard<'_, Option<Arc<Running>>> {

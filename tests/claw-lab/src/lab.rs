@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -95,6 +95,44 @@ impl Lab {
     /// When `work` panics.
     pub fn within<T: Send>(&self, network: Network, work: impl FnOnce() -> T + Send) -> Result<T> {
         self.shared.netns(network).within(work)
+    }
+
+    /// The namespace of a network.
+    #[must_use]
+    pub fn netns(&self, network: Network) -> &Netns {
+        self.shared.netns(network)
+    }
+
+    /// A machine beside the hosts, on their link, which it may route as it likes: 198.51.100.`index` and
+    /// 2001:db8:100::`index`, no default route. It goes when the last of it is dropped.
+    ///
+    /// # Errors
+    /// When the index is taken or the kernel refuses.
+    pub fn neighbour(&self, index: u8) -> Result<Netns> {
+        let neighbour = Netns::create()?;
+        self.shared.internet.ip(&format!(
+            "link add beside{index} type veth peer name eth0 netns {}\n\
+             link set beside{index} master br0 up\n",
+            neighbour.path()
+        ))?;
+        neighbour.ip(&format!(
+            "addr add 198.51.100.{index}/24 dev eth0\n\
+             addr add 2001:db8:100::{index}/64 dev eth0 nodad\n\
+             link set eth0 up\n"
+        ))?;
+        Ok(neighbour)
+    }
+
+    /// Gives the internet more addresses: everything that is routed there reaches them.
+    ///
+    /// # Errors
+    /// When it has one of them.
+    pub fn add_addresses(&self, addresses: &[IpAddr]) -> Result<()> {
+        let line = |address: &IpAddr| match address {
+            IpAddr::V4(v4) => format!("addr add {v4}/32 dev lo\n"),
+            IpAddr::V6(v6) => format!("addr add {v6}/128 dev lo nodad\n"),
+        };
+        self.shared.internet.ip(&addresses.iter().map(line).collect::<String>())
     }
 
     /// Connects from within a network, within five seconds.

@@ -47,5 +47,6 @@ pub use forward::Forward;
 pub use host::{Cut, HostOptions, LabHost, StopCause};
 pub use images::Image;
 pub use lab::{Lab, Network};
+pub use netns::Netns;
 pub use process::{Output, Process, command};
 pub use vm::{Vm, VmOptions};

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,9 +12,9 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::process::{self, Launch, command};
 
-/// A network namespace.
+/// A network namespace: it lives at least as long as this.
 #[derive(Clone, Debug)]
-pub(crate) struct Netns(Arc<File>);
+pub struct Netns(Arc<File>);
 
 impl Netns {
     /// A new one, with its loopback up.
@@ -27,18 +28,36 @@ impl Netns {
         Ok(created)
     }
 
+    /// That of a host's PID 1, of a container, or whatever else a path such as `/proc/PID/ns/net` names.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Self(Arc::new(file)))
+    }
+
     /// Moves the calling thread into it, for good.
     pub(crate) fn enter(&self) -> Result<()> {
         setns(&*self.0, CloneFlags::CLONE_NEWNET).context("cannot enter a network namespace")
     }
 
-    /// Runs `work` inside, on a thread of its own.
-    pub(crate) fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+    /// Runs `work` inside, on a thread of its own: sockets made there belong there.
+    ///
+    /// # Errors
+    /// When the thread cannot enter it.
+    ///
+    /// # Panics
+    /// When `work` panics.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         on_own_thread(|| self.enter().map(|()| work()))?
     }
 
     /// Runs lines of `ip` commands inside; all must succeed.
-    pub(crate) fn ip(&self, lines: &str) -> Result<()> {
+    ///
+    /// # Errors
+    /// With what `ip` said.
+    pub fn ip(&self, lines: &str) -> Result<()> {
         self.batch("ip", lines)
     }
 

@@ -25,17 +25,20 @@ pub enum Requirement {
     Packaging,
     /// Runs the third-party client (`python3` with `venv`).
     Python,
+    /// Logs in to hosts (`ssh`).
+    SshClient,
     /// Runs virtual machines (`qemu-system-x86_64`, `ssh`); see [`crate::vm`].
     VirtualMachine,
 }
 
 /// What demo and tests need: a lab, the OpenClaw image, our packages.
-pub const ALL: [Requirement; 5] = [
+pub const ALL: [Requirement; 6] = [
     Requirement::Debootstrap,
     Requirement::Iproute,
     Requirement::Disks,
     Requirement::Npm,
     Requirement::Packaging,
+    Requirement::SshClient,
 ];
 
 /// How long apt may take, another apt's lock included.
@@ -52,6 +55,7 @@ impl Requirement {
             Self::Npm => &["npm", "libatomic1"],
             Self::Packaging => &["dpkg-dev"],
             Self::Python => &["python3-venv"],
+            Self::SshClient => &["openssh-client"],
             Self::VirtualMachine => &["qemu-system-x86", "openssh-client"],
         }
     }
@@ -63,6 +67,7 @@ impl Requirement {
             Self::Disks => on_path("mkfs.ext4") && on_path("mount"),
             Self::Packaging => on_path("dpkg-shlibdeps"),
             Self::Python => has_venv(),
+            Self::SshClient => on_path("ssh"),
             Self::VirtualMachine => on_path("qemu-system-x86_64") && on_path("ssh"),
             Self::Npm => on_path("npm") && LIBRARY_DIRS.iter().any(|dir| has_libatomic(dir)),
         }

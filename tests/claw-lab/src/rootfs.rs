@@ -47,27 +47,31 @@ impl Suite {
 }
 
 /// What a lab host has beyond Debian's minimal variant.
-const HOST_PACKAGES: [&str; 16] = [
+const HOST_PACKAGES: [&str; 20] = [
     "ca-certificates",
+    "conntrack",
     "curl",
     "dbus",
     "docker.io",
+    "fail2ban",
     "iproute2",
     "iptables",
     "ipset",
     "iputils-ping",
     "kmod",
+    "nftables",
     "nginx-light",
     "openssh-server",
     "procps",
     "python3-minimal",
+    "python3-systemd",
     "sqlite3",
     "systemd",
     "systemd-sysv",
 ];
 
 /// Raised when `finish` changes, so that cached bases are made anew.
-const HOST_VERSION: u32 = 1;
+const HOST_VERSION: u32 = 2;
 
 /// Units that cannot work in a namespace, would touch the machine's kernel, or only cost time.
 const MASKED: [&str; 16] = [
@@ -165,6 +169,9 @@ pub(crate) fn follow(launch: Launch, log: &Path, length: Duration, cache: &Cache
     fs::remove_file(log).context("cannot remove the log")
 }
 
+/// Installed for the tests that want it, and off until one enables it.
+const DISABLED: &str = "multi-user.target.wants/fail2ban.service";
+
 /// Makes a fresh root file system that of a host: no periodic work, no units that are `masked`, no
 /// identity, no site of nginx's own.
 pub(crate) fn finish(root: &Path, masked: &[&str]) -> Result<()> {
@@ -172,6 +179,7 @@ pub(crate) fn finish(root: &Path, masked: &[&str]) -> Result<()> {
     for timer in fs::read_dir(units.join("timers.target.wants")).into_iter().flatten() {
         fs::remove_file(timer?.path())?;
     }
+    let _ = fs::remove_file(units.join(DISABLED));
     for unit in masked {
         let _ = fs::remove_file(units.join(unit));
         symlink("/dev/null", units.join(unit))?;
