@@ -3,6 +3,8 @@
 //! The real image runs `node openclaw.mjs gateway …`, so words before a known command are passed over,
 //! and options that change nothing here are ignored.
 
+use std::net::SocketAddr;
+
 use thiserror::Error;
 
 /// What to do.
@@ -14,6 +16,8 @@ pub(crate) enum Command {
     Doctor,
     /// Check the configuration and end: `config validate --json`.
     ValidateConfig,
+    /// Connect to these addresses without end; the real one offers no such thing.
+    Dial(Vec<SocketAddr>),
 }
 
 /// Options of `gateway`. They win over the configuration.
@@ -30,7 +34,7 @@ pub(crate) struct GatewayOptions {
 /// A command line that makes no sense.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum UsageError {
-    #[error("no command; hint: gateway, doctor or config validate")]
+    #[error("no command; hint: gateway, doctor, config validate or dial")]
     NoCommand,
     #[error("{option} needs a value that it can use")]
     Value { option: &'static str },
@@ -46,13 +50,20 @@ impl Command {
             Some("config") if words.next().as_deref() == Some("validate") => {
                 Ok(Self::ValidateConfig)
             }
+            Some("dial") => dial(words).map(Self::Dial),
             _ => Err(UsageError::NoCommand),
         }
     }
 }
 
 fn is_command(word: &str) -> bool {
-    matches!(word, "gateway" | "doctor" | "config")
+    matches!(word, "gateway" | "doctor" | "config" | "dial")
+}
+
+fn dial(words: impl Iterator<Item = String>) -> Result<Vec<SocketAddr>, UsageError> {
+    let addresses: Result<Vec<SocketAddr>, _> = words.map(|word| word.parse()).collect();
+    let usable = addresses.ok().filter(|addresses| !addresses.is_empty());
+    usable.ok_or(UsageError::Value { option: "dial" })
 }
 
 fn gateway(mut words: impl Iterator<Item = String>) -> Result<GatewayOptions, UsageError> {
@@ -103,6 +114,8 @@ mod tests {
         assert_eq!(parse(""), Err(UsageError::NoCommand));
         assert_eq!(parse("node openclaw.mjs"), Err(UsageError::NoCommand));
         assert_eq!(parse("config get"), Err(UsageError::NoCommand));
+        assert_eq!(parse("dial"), Err(UsageError::Value { option: "dial" }));
+        assert_eq!(parse("dial 192.0.2.1"), Err(UsageError::Value { option: "dial" }));
         assert_eq!(parse("gateway --port x"), Err(UsageError::Value { option: "--port" }));
         assert_eq!(parse("gateway --bind"), Err(UsageError::Value { option: "--bind" }));
     }

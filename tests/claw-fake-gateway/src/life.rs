@@ -48,6 +48,11 @@ pub(crate) fn block_signals() -> nix::Result<()> {
     stop_signals().thread_block()
 }
 
+/// Returns when a signal asks to end.
+pub(crate) fn wait_for_stop() {
+    while stop_signals().wait().is_err() {}
+}
+
 /// Serves until a signal or a switch ends it.
 pub(crate) fn run(gateway: Gateway) -> ExitCode {
     let (events, inbox) = sync_channel(64);

@@ -6,7 +6,8 @@
 //! user, on a read-only root. It is no assistant: there is no RPC beyond a greeting.
 //!
 //! Commands, found after any words before them, so that the command line of the real image works:
-//! `gateway [--allow-unconfigured] [--port N] [--bind MODE]`, `doctor`, `config validate`.
+//! `gateway [--allow-unconfigured] [--port N] [--bind MODE]`, `doctor`, `config validate`; and
+//! `dial ADDRESS…`, a container that does nothing but try to get out.
 //!
 //! For an image it is built as `RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile agent
 //! -p claw-fake-gateway --target x86_64-unknown-linux-gnu`. It takes 1.5 MiB of memory and is ready
@@ -17,6 +18,7 @@
 
 mod clock;
 mod command;
+mod dial;
 mod environment;
 mod ingress;
 mod lease;
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
     let outcome = match Command::parse(std::env::args().skip(1)) {
         Ok(Command::Gateway(options)) => startup::prepare(&options, &environment).map(life::run),
         Ok(Command::Doctor) => startup::doctor(&environment).map(|()| ExitCode::SUCCESS),
+        Ok(Command::Dial(addresses)) => return dial::run(&addresses),
         Ok(Command::ValidateConfig) => return validate(&environment),
         Err(error) => Err(Refusal { code: 2, message: error.to_string() }),
     };

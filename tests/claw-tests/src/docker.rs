@@ -3,14 +3,16 @@
 //! Requests are HTTP/1.0 over the daemon's socket, reached through the host's `/proc/PID/root`.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use claw_lab::LabHost;
+use claw_lab::{LabHost, Netns};
 use serde_json::Value;
+
+use crate::ground::sandbox;
 
 /// Docker of one host.
 #[derive(Debug, Clone)]
@@ -64,6 +66,26 @@ impl Docker {
     /// When there is none of that name.
     pub fn inspect(&self, container: &str) -> Result<Value> {
         self.request("GET", &format!("/containers/{container}/json"), None)
+    }
+
+    /// A container's address on a network.
+    ///
+    /// # Errors
+    /// When it does not run or is not on that network.
+    pub fn address(&self, container: &str, network: &str) -> Result<Ipv4Addr> {
+        let found = self.inspect(container)?;
+        let text = found["NetworkSettings"]["Networks"][network]["IPAddress"].as_str();
+        text.context("no address")?.parse().context("no address")
+    }
+
+    /// The network namespace of a container's present run.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn netns(&self, container: &str) -> Result<Netns> {
+        let found = self.inspect(container)?;
+        let key = found["NetworkSettings"]["SandboxKey"].as_str().filter(|key| !key.is_empty());
+        sandbox(self.pid, key.context("it does not run")?)
     }
 
     /// All containers, stopped ones too.

@@ -6,13 +6,21 @@
 //!
 //! Start at [`Fleet::start`], and for tests at [`Rig::start`]; the tests themselves are in `tests/`.
 
+pub mod barrage;
+pub mod clock;
+pub mod dial;
 pub mod docker;
 pub mod fleet;
+pub mod ground;
 pub mod http;
 pub mod instance;
 pub mod journal;
+pub mod matrix;
+pub mod names;
+pub mod probe;
 pub mod programs;
 pub mod rig;
+pub mod servers;
 pub mod third_party;
 pub mod traffic;
 pub mod unit;
