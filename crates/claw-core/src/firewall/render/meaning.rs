@@ -38,9 +38,11 @@ pub enum RuleMeaning {
     },
     /// An instance tried what is closed always: metadata, other instances, the host, name servers.
     Closed {
-        /// The instance's slot; `None` in the guarantee, where instances share the rule.
-        slot: Option<Slot>,
+        /// The instance's slot.
+        slot: Slot,
     },
+    /// The same, in the guarantee, where instances share the rules.
+    ClosedToAll,
     /// An instance spoke with an address that is not its own.
     Spoofed {
         /// The instance's slot.
@@ -86,12 +88,11 @@ pub fn meaning(chain: &str, rule: &str) -> Option<RuleMeaning> {
         SOURCES => {
             Some(bridge().map_or(RuleMeaning::Uncovered, |slot| RuleMeaning::Spoofed { slot }))
         }
-        CONTAINER_TO_HOST => Some(
-            bridge()
-                .map_or(RuleMeaning::Uncovered, |slot| RuleMeaning::Closed { slot: Some(slot) }),
-        ),
+        CONTAINER_TO_HOST => {
+            Some(bridge().map_or(RuleMeaning::Uncovered, |slot| RuleMeaning::Closed { slot }))
+        }
         EGRESS if matches.is_empty() => Some(RuleMeaning::Uncovered),
-        EGRESS => Some(RuleMeaning::Closed { slot: None }),
+        EGRESS => Some(RuleMeaning::ClosedToAll),
         FORWARD if matches.contains(&"-i") => Some(RuleMeaning::Uncovered),
         FORWARD => Some(RuleMeaning::Misrouted),
         SSH if names_set(HostSet::Banned) => Some(RuleMeaning::SshBanned),
@@ -119,7 +120,7 @@ fn of_instance(slot: Slot, matches: &[&str]) -> RuleMeaning {
     match (protocol, port, several) {
         (Some(protocol), Some(port), _) => RuleMeaning::DeniedPort { slot, protocol, port },
         (Some(protocol), None, Some(_)) => RuleMeaning::DeniedPorts { slot, protocol },
-        _ => RuleMeaning::Closed { slot: Some(slot) },
+        _ => RuleMeaning::Closed { slot },
     }
 }
 
