@@ -142,6 +142,14 @@ pub fn effective(effective: &Effective, surroundings: &Surroundings) -> Vec<Poli
         }
     }
     let pool = effective.pool.block();
+    let mut slots = BTreeMap::new();
+    for (name, instance) in &effective.instances {
+        let slot = instance.network.slot();
+        if let Some(with) = slots.insert(slot, name) {
+            let problem = Problem::SlotTwice { slot: slot.number(), with: with.clone() };
+            faults.add(format!("instances[{name}]"), problem);
+        }
+    }
     faults.not_of_instances("ssh.sources", &ssh.access.sources, pool);
     if let WebAccess::Reachable(access) = web {
         faults.not_of_instances("web.sources", &access.sources, pool);

@@ -9,6 +9,7 @@
 
 use std::net::IpAddr;
 
+use super::render::METADATA;
 use super::{AllowedNetwork, Cidr, EffectiveInstance, Flow, Mode, Port, Protocol, Reach};
 
 /// Whether a connection that an instance's container began may go on. `is_named` tells whether an address on a
@@ -58,22 +59,14 @@ pub(super) fn is_closed_port(port: u16) -> bool {
 
 /// The blocks that are closed to every instance.
 pub(super) fn closed_destinations() -> impl Iterator<Item = Cidr> {
-    CLOSED.iter().filter_map(|text| Cidr::parse(text).ok())
+    METADATA.iter().filter_map(|text| Cidr::parse(text).ok())
 }
 
 /// DNS (RFC 1035), which the bridge's address answers.
 const DNS_PORT: u16 = 53;
 
-/// DNS (RFC 1035) and DNS over TLS and QUIC (RFC 7858, RFC 9250).
+/// DNS (RFC 1035), DNS over TLS (RFC 7858) and over QUIC (RFC 9250), as the rules close them.
 const CLOSED_PORTS: [u16; 2] = [53, 853];
 
-/// Metadata.
-const CLOSED: [&str; 7] = [
-    "169.254.0.0/16",
-    "100.100.100.200",
-    "168.63.129.16",
-    "192.0.0.192",
-    "fd00:ec2::254",
-    "fd20:ce::254",
-    "fd00:42::42",
-];
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::is_within;
 use crate::firewall::{Cidr, DomainPattern, Port, Protocol};
+use crate::name::InstanceName;
 
 /// One fault of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -177,6 +178,14 @@ pub enum Problem {
     /// SSH would be reachable for containers only.
     #[error("names interfaces of containers only, and operators would be locked out")]
     ContainersOnly,
+    /// Two instances would share their network.
+    #[error("has slot {slot}, as {with} does")]
+    SlotTwice {
+        /// The slot.
+        slot: u8,
+        /// The other instance.
+        with: InstanceName,
+    },
     /// Further faults of the same policy were left out.
     #[error("and {faults} more faults")]
     AndMore {

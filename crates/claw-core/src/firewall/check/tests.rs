@@ -369,3 +369,15 @@ fn the_network_of_the_instances_is_no_source_and_no_destination() {
         ],
     );
 }
+
+#[test]
+fn two_instances_never_share_a_slot() {
+    let instance = crate::firewall::EffectiveInstance {
+        network: AddressPool::STANDARD.network(Slot::new(3).expect("below the limit")),
+        policy: NetworkPolicy::default(),
+    };
+    let instances =
+        ["a", "b"].map(|name| (InstanceName::parse(name).expect("valid"), instance.clone()));
+    let policy = Effective { instances: instances.into(), ..on_host(HostPolicy::default()) };
+    check_effective(&policy, &surroundings(), &["instances[b]: has slot 3, as a does"]);
+}
