@@ -101,6 +101,7 @@ pub const METHODS: &[Method] = &[
     unary("claw.fleet.v1.HostService/DeleteHost", OPERATOR),
     unary("claw.fleet.v1.HostService/RevokeHost", OPERATOR),
     unary("claw.fleet.v1.HostService/ListHostEvents", READ),
+    unary("claw.fleet.v1.HostService/GetHostFirewall", READ),
     unary("claw.fleet.v1.InstanceService/CreateInstance", WRITE),
     unary("claw.fleet.v1.InstanceService/GetInstance", READ),
     unary("claw.fleet.v1.InstanceService/ListInstances", READ),
@@ -246,7 +247,7 @@ mod tests {
             }
             comment.clear();
         }
-        assert_eq!(checked, 22);
+        assert_eq!(checked, 23);
     }
 
     #[test]
@@ -276,6 +277,7 @@ os      claw.fleet.v1.HostService/UpdateHost
 o       claw.fleet.v1.HostService/DeleteHost
 o       claw.fleet.v1.HostService/RevokeHost
 vos     claw.fleet.v1.HostService/ListHostEvents
+vos     claw.fleet.v1.HostService/GetHostFirewall
 os      claw.fleet.v1.InstanceService/CreateInstance
 vos     claw.fleet.v1.InstanceService/GetInstance
 vos     claw.fleet.v1.InstanceService/ListInstances

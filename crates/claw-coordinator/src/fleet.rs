@@ -6,6 +6,7 @@
 
 pub mod enrolment;
 pub mod epoch;
+pub mod firewall;
 pub mod hosts;
 pub mod instances;
 pub mod removal;

@@ -74,6 +74,12 @@ pub enum Refusal {
         /// When to try again.
         retry: Duration,
     },
+    /// No answer in time.
+    #[error("{description}")]
+    TooLate {
+        /// Whose, and how long it had.
+        description: String,
+    },
     /// Not now.
     #[error("{description}")]
     Unavailable {
@@ -108,6 +114,10 @@ pub enum Precondition {
     HostCloned,
     /// The agent reports a state that cannot be.
     ImplausibleStamp,
+    /// The host has no session, and the question is one that only its agent can answer.
+    HostNotConnected,
+    /// The host's agent could not do what it was asked for.
+    CommandFailed,
 }
 
 impl Precondition {
@@ -124,6 +134,8 @@ impl Precondition {
             Self::ProtocolVersion => "PROTOCOL_VERSION",
             Self::HostCloned => "HOST_CLONED",
             Self::ImplausibleStamp => "IMPLAUSIBLE_STAMP",
+            Self::HostNotConnected => "HOST_NOT_CONNECTED",
+            Self::CommandFailed => "COMMAND_FAILED",
         }
     }
 }

@@ -12,8 +12,11 @@ use claw_core::report::{Hello, HostResources, InstanceReport, Phase, StatusRepor
 use claw_core::stamp::Stamp;
 use claw_core::time::Timestamp;
 use claw_proto::fleet::v1::HostState;
-use tokio::sync::watch;
+use claw_proto::node::v1 as node;
+use tokio::sync::{mpsc, watch};
 
+use crate::commands::{Asked, Line};
+use crate::refusal::{Precondition, Refusal};
 use crate::store::hosts::HostRow;
 use crate::store::random_id;
 
@@ -55,6 +58,8 @@ pub struct Opened {
     pub id: String,
     /// What it must look at.
     pub signal: watch::Receiver<Signal>,
+    /// Questions that it must send.
+    pub questions: mpsc::Receiver<node::Command>,
 }
 
 /// Two machines use one certificate.
@@ -108,6 +113,7 @@ struct Live {
 struct Current {
     id: String,
     signal: watch::Sender<Signal>,
+    line: Line,
 }
 
 impl Registry {
@@ -141,13 +147,14 @@ impl Registry {
             before.signal.send_modify(|signal| signal.end = Some(End::Superseded));
         }
         let (sender, signal) = watch::channel(Signal::default());
+        let (line, questions) = Line::new();
         let id = random_id();
-        live.session = Some(Current { id: id.clone(), signal: sender });
+        live.session = Some(Current { id: id.clone(), signal: sender, line });
         live.known.online = true;
         live.known.persisted = hello.persisted;
         live.known.hello = Some(hello.clone());
         live.seen(now);
-        Ok(Opened { id, signal })
+        Ok(Opened { id, signal, questions })
     }
 
     /// Ends a session, unless it has been replaced already; true when it was the present one.
@@ -217,6 +224,44 @@ impl Registry {
             live.known.status = Some((report, now));
         });
         changed
+    }
+
+    /// Asks the agent of a host something.
+    ///
+    /// # Errors
+    /// [`Refusal::Precondition`] when it has no session, [`Refusal::Exhausted`] when it has too many
+    /// questions to answer already.
+    pub fn ask(
+        &self,
+        host: &HostName,
+        question: node::command::Command,
+        deadline: Timestamp,
+    ) -> Result<Asked, Refusal> {
+        let hosts = self.lock();
+        let Some(current) = hosts.get(host).and_then(|live| live.session.as_ref()) else {
+            let description = format!("hosts/{host} is not connected, and only its agent knows");
+            let subject = format!("hosts/{host}");
+            let reason = Precondition::HostNotConnected;
+            return Err(Refusal::precondition(reason, subject, description));
+        };
+        current.line.ask(host, question, deadline)
+    }
+
+    /// Whether somebody still waits for the answer to a question of this session.
+    #[must_use]
+    pub fn awaits(&self, host: &HostName, session: &str, question: &str) -> bool {
+        let hosts = self.lock();
+        let current = hosts.get(host).and_then(|live| live.session.as_ref());
+        current.is_some_and(|current| current.id == session && current.line.awaits(question))
+    }
+
+    /// An answer of the present session.
+    pub fn answered(&self, host: &HostName, session: &str, result: node::CommandResult) {
+        self.of_session(host, session, |live| {
+            if let Some(current) = &live.session {
+                current.line.answered(result);
+            }
+        });
     }
 
     /// What is known of a host.

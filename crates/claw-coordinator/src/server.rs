@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use claw_identity::{AuthorityError, CertificateAuthority};
+use claw_proto::convert::firewall::detail::MAX_DETAIL_BYTES;
 use claw_proto::fleet::v1::audit_service_server::AuditServiceServer;
 use claw_proto::fleet::v1::host_service_server::HostServiceServer;
 use claw_proto::fleet::v1::instance_service_server::InstanceServiceServer;
@@ -59,8 +60,8 @@ pub const AUTHORITY: &str = "ca";
 const LOCK: &str = "lock";
 /// Largest request of the API; a spec holds 256 KiB.
 const API_MESSAGE: usize = 1024 * 1024;
-/// Largest message of an agent; a status of thirty instances has 100 KiB.
-const NODE_MESSAGE: usize = 1024 * 1024;
+/// Largest message of an agent: a firewall's detail. A status of thirty instances has 100 KiB.
+const NODE_MESSAGE: usize = MAX_DETAIL_BYTES + 64 * 1024;
 /// Largest request of a stranger.
 const ENROLMENT_MESSAGE: usize = 16 * 1024;
 

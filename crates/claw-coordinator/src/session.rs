@@ -24,7 +24,7 @@ use crate::auth::{Caller, Closing};
 use crate::fleet::Fleet;
 use crate::limits::{Bucket, Rate, jittered};
 use crate::refusal::Refusal;
-use crate::registry::{End, Signal};
+use crate::registry::{End, Opened};
 use crate::status::unavailable;
 use outbox::Outbox;
 
@@ -96,12 +96,12 @@ impl Session {
         outcome
     }
 
-    async fn live(self, hello: claw_core::report::Hello, opened: crate::registry::Opened) -> Ended {
+    async fn live(self, hello: claw_core::report::Hello, opened: Opened) -> Ended {
         let resume = greeting::prepare(&self.fleet, &hello).await?;
         let welcome = greeting::welcome(&opened.id, &self.terms, self.fleet.clock.now(), resume);
         let live = Live {
             host: hello.host,
-            id: opened.id,
+            id: opened.id.clone(),
             outbox: Outbox::new(welcome, hello.persisted),
             bucket: Bucket::new(MESSAGES),
             heard: Instant::now(),
@@ -109,7 +109,7 @@ impl Session {
             terms: self.terms,
         };
         let closing = self.caller.closing.clone();
-        live.run(self.inbound, self.outbound, opened.signal, closing).await
+        live.run(self.inbound, self.outbound, opened, closing).await
     }
 }
 
@@ -118,7 +118,7 @@ impl Live {
         mut self,
         mut inbound: Streaming<node::SessionRequest>,
         outbound: mpsc::Sender<Result<node::SessionResponse, Status>>,
-        mut signal: watch::Receiver<Signal>,
+        mut opened: Opened,
         mut closing: watch::Receiver<Closing>,
     ) -> Ended {
         loop {
@@ -137,14 +137,19 @@ impl Live {
                         return Err(status);
                     }
                 }
-                changed = signal.changed() => {
+                changed = opened.signal.changed() => {
                     if changed.is_err() {
                         return Err(ended(End::Forgotten));
                     }
-                    let now = *signal.borrow_and_update();
+                    let now = *opened.signal.borrow_and_update();
                     match now.end {
                         Some(end) => return Err(ended(end)),
                         None => self.outbox.desired_may_have_changed(),
+                    }
+                }
+                Some(question) = opened.questions.recv(), if !self.outbox.has_question() => {
+                    if self.fleet.registry.awaits(&self.host, &self.id, &question.id) {
+                        self.outbox.ask(question);
                     }
                 }
                 reason = closes(&mut closing), if !self.outbox.says_good_bye() => {

@@ -6,6 +6,7 @@ use std::error::Error;
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
+use claw_proto::convert::violation::Violations;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -39,6 +40,7 @@ pub fn code(refusal: &Refusal) -> Code {
         Refusal::Unauthenticated { .. } => Code::Unauthenticated,
         Refusal::Denied { .. } => Code::PermissionDenied,
         Refusal::Exhausted { .. } => Code::ResourceExhausted,
+        Refusal::TooLate { .. } => Code::DeadlineExceeded,
         Refusal::Unavailable { .. } => Code::Unavailable,
         Refusal::Internal(_) => Code::Internal,
     }
@@ -56,13 +58,37 @@ pub fn reason(refusal: &Refusal) -> &'static str {
         Refusal::Precondition { reason, .. } => reason.as_str(),
         Refusal::Unauthenticated { reason, .. } | Refusal::Denied { reason, .. } => reason,
         Refusal::Exhausted { .. } => "TOO_MANY",
+        Refusal::TooLate { .. } => "TOO_LATE",
         Refusal::Unavailable { .. } => "UNAVAILABLE",
         Refusal::Internal(_) => "INTERNAL",
     }
 }
 
+/// Most bytes of wrong fields that one status tells. They stand in the trailers twice and encoded, and
+/// hyper's client takes 16 KiB of headers (its `max_header_list_size`).
+const MAX_FAULTS: usize = 2000;
+
+/// The wrong fields that are told, at least one, and how many are not.
+fn told(violations: &Violations) -> (Violations, usize) {
+    let mut told = Violations::default();
+    let mut bytes = 0;
+    for violation in &violations.0 {
+        bytes += violation.field.len() + violation.description.len();
+        if bytes > MAX_FAULTS && !told.0.is_empty() {
+            break;
+        }
+        told.0.push(violation.clone());
+    }
+    let untold = violations.0.len() - told.0.len();
+    (told, untold)
+}
+
 fn message(refusal: &Refusal) -> String {
     match refusal {
+        Refusal::Invalid(violations) => match told(violations) {
+            (told, 0) => told.to_string(),
+            (told, untold) => format!("{told}; and {untold} more"),
+        },
         Refusal::Internal(_) => "internal error; the coordinator's log has the cause".to_owned(),
         refusal => refusal.to_string(),
     }
@@ -71,7 +97,7 @@ fn message(refusal: &Refusal) -> String {
 fn add_details(details: &mut ErrorDetails, refusal: &Refusal) {
     match refusal {
         Refusal::Invalid(violations) => {
-            for violation in &violations.0 {
+            for violation in &told(violations).0.0 {
                 details.add_bad_request_violation(&violation.field, &violation.description);
             }
         }
@@ -89,6 +115,7 @@ fn add_details(details: &mut ErrorDetails, refusal: &Refusal) {
         | Refusal::ShownOnce { .. }
         | Refusal::Unauthenticated { .. }
         | Refusal::Denied { .. }
+        | Refusal::TooLate { .. }
         | Refusal::Internal(_) => {}
     }
 }
@@ -124,8 +151,6 @@ impl fmt::Display for Chain<'_> {
 
 #[cfg(test)]
 mod tests {
-    use claw_proto::convert::violation::Violations;
-
     use super::*;
     use crate::refusal::{Fault, Precondition};
 
@@ -150,9 +175,12 @@ mod tests {
             precondition(Precondition::ProtocolVersion),
             precondition(Precondition::HostCloned),
             precondition(Precondition::ImplausibleStamp),
+            precondition(Precondition::HostNotConnected),
+            precondition(Precondition::CommandFailed),
             Refusal::Unauthenticated { reason: "NO_CERTIFICATE", description: text() },
             Refusal::Denied { reason: "ROLE", description: text() },
             Refusal::Exhausted { description: text(), retry: second },
+            Refusal::TooLate { description: text() },
             Refusal::Unavailable { description: text(), retry: second },
             Refusal::Internal(Fault::Damaged { what: text(), problem: "secret".to_owned() }),
         ]
@@ -203,9 +231,12 @@ FailedPrecondition INSTANCE_STOPPED [PreconditionFailure] text
 FailedPrecondition PROTOCOL_VERSION [PreconditionFailure] text
 FailedPrecondition HOST_CLONED [PreconditionFailure] text
 FailedPrecondition IMPLAUSIBLE_STAMP [PreconditionFailure] text
+FailedPrecondition HOST_NOT_CONNECTED [PreconditionFailure] text
+FailedPrecondition COMMAND_FAILED [PreconditionFailure] text
 Unauthenticated NO_CERTIFICATE [] text
 PermissionDenied ROLE [] text
 ResourceExhausted TOO_MANY [RetryInfo] text
+DeadlineExceeded TOO_LATE [] text
 Unavailable UNAVAILABLE [RetryInfo] text
 Internal INTERNAL [] internal error; the coordinator's log has the cause";
         assert_eq!(table.join("\n"), expected);

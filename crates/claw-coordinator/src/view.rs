@@ -35,6 +35,7 @@ pub fn host(row: &HostRow, wanted: &Wanted, registry: &Registry, now: Timestamp)
         etag: row.etag(),
         create_time: Some(timestamp_to_wire(row.created)),
         update_time: Some(timestamp_to_wire(row.updated)),
+        firewall: row.firewall.clone(),
     }
 }
 

@@ -23,7 +23,7 @@ pub struct HostApi {
 }
 
 /// Paths that an update may name.
-const PATHS: [&str; 2] = ["labels", "cordoned"];
+const PATHS: [&str; 3] = ["labels", "cordoned", "firewall"];
 
 #[tonic::async_trait]
 impl HostService for HostApi {
@@ -43,7 +43,11 @@ impl HostService for HostApi {
         let name =
             HostName::parse(&request.host_id).map_err(|error| Refusal::field("host_id", error))?;
         let host = request.host.unwrap_or_default();
-        let patch = HostPatch { labels: Some(host.labels), cordoned: Some(host.cordoned) };
+        let patch = HostPatch {
+            labels: Some(host.labels),
+            cordoned: Some(host.cordoned),
+            firewall: host.firewall,
+        };
         let answer = Answer {
             codec: Codec { encode: claw_proto::encode, decode: claw_proto::decode },
             make: |host| fleet::CreateHostResponse { host: Some(host) },
@@ -114,13 +118,15 @@ impl HostService for HostApi {
             let text = format!("unknown path {path:?}; known paths: {}", PATHS.join(", "));
             violations.push("update_mask", text);
         }
-        let Some(name) = name.filter(|_name| violations.0.is_empty()) else {
-            return Err(Refusal::Invalid(violations).into());
-        };
         let named = |path: &str| paths.is_empty() || paths.iter().any(|other| other == path);
         let patch = HostPatch {
             labels: named("labels").then_some(host.labels),
             cordoned: named("cordoned").then_some(host.cordoned),
+            firewall: named("firewall").then(|| host.firewall.unwrap_or_default()),
+        };
+        violations.extend(patch.faults());
+        let Some(name) = name.filter(|_name| violations.0.is_empty()) else {
+            return Err(Refusal::Invalid(violations).into());
         };
         let answer = Answer {
             codec: Codec { encode: claw_proto::encode, decode: claw_proto::decode },
@@ -194,6 +200,15 @@ impl HostService for HostApi {
             .await?;
         let events = rows.into_iter().map(|row| row.event).collect();
         Ok(Response::new(fleet::ListHostEventsResponse { events, next_page_token }))
+    }
+
+    async fn get_host_firewall(
+        &self,
+        request: Request<fleet::GetHostFirewallRequest>,
+    ) -> Result<Response<fleet::GetHostFirewallResponse>, Status> {
+        let name = parse_host_name("name", &request.get_ref().name).map_err(Refusal::from)?;
+        let firewall = Some(self.fleet.host_firewall(&name).await?);
+        Ok(Response::new(fleet::GetHostFirewallResponse { firewall }))
     }
 }
 

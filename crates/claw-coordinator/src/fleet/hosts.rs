@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use claw_core::firewall::HostPolicy;
 use claw_core::name::HostName;
 use claw_core::stamp::{Epoch, Generation, Stamp};
 use claw_identity::{PeerIdentity, Role};
+use claw_proto::convert::firewall::host_policy_from_wire;
 use claw_proto::convert::violation::Violations;
+use claw_proto::node::v1 as node;
 use claw_store::rusqlite::Connection;
 
-use super::{Fleet, check_etag};
+use super::{Fleet, check_etag, firewall};
 use crate::refusal::{Precondition, Refusal};
 use crate::store::hosts::{self, HostRow};
 use crate::store::mutation::{Call, Codec, Done, Effects};
-use crate::store::{certificates, epoch, host_state, instances, random_id};
+use crate::store::{Keys, certificates, epoch, host_state, instances, random_id};
 
 /// Most labels of a host.
 const MAX_LABELS: usize = 64;
@@ -22,12 +25,35 @@ const MAX_LABEL_KEY: usize = 63;
 const MAX_LABEL_VALUE: usize = 256;
 
 /// New values of a host; `None` keeps the old one.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct HostPatch {
     /// Labels, all of them.
     pub labels: Option<BTreeMap<String, String>>,
     /// Whether it takes new instances.
     pub cordoned: Option<bool>,
+    /// What may come in; the default message stands for the default.
+    pub firewall: Option<node::HostFirewall>,
+}
+
+impl HostPatch {
+    /// Everything that is wrong with the values, paths from the request's root.
+    #[must_use]
+    pub fn faults(&self) -> Violations {
+        let mut violations = label_faults(self.labels.as_ref());
+        if let Some(Err(more)) = self.firewall.as_ref().map(host_policy_from_wire) {
+            violations.extend(more.below("host.firewall"));
+        }
+        violations
+    }
+
+    fn applied_to(self, mut host: HostRow) -> HostRow {
+        host.labels = self.labels.unwrap_or(host.labels);
+        host.cordoned = self.cordoned.unwrap_or(host.cordoned);
+        if let Some(firewall) = self.firewall {
+            host.firewall = unless_default(firewall);
+        }
+        host
+    }
 }
 
 impl Fleet {
@@ -42,17 +68,20 @@ impl Fleet {
         patch: HostPatch,
         answer: Answer<R>,
     ) -> Result<R, Refusal> {
-        check_labels(patch.labels.as_ref())?;
+        patch.faults().into_result()?;
         let now = call.now;
-        let job = move |connection: &Connection| {
+        let job = move |connection: &Connection, _keys: &Keys| {
             if hosts::find(connection, &name)?.is_some() {
                 return Err(Refusal::Exists { resource: format!("hosts/{name}") });
             }
+            let firewall = patch.firewall.unwrap_or_default();
+            let policy = host_policy_from_wire(&firewall)?;
             let host = HostRow {
                 name,
                 uid: random_id(),
                 labels: patch.labels.unwrap_or_default(),
                 cordoned: patch.cordoned.unwrap_or(false),
+                firewall: unless_default(firewall),
                 revision: 1,
                 created: now,
                 updated: now,
@@ -63,18 +92,23 @@ impl Fleet {
                 stamp: Stamp {
                     epoch: Epoch(epoch::current(connection)?),
                     generation: Generation(1),
-                    digest: host_state::empty_digest(),
+                    digest: host_state::empty_digest(policy.clone()),
                 },
                 event_stream: 1,
                 next_event: 1,
             };
             hosts::insert(connection, &host)?;
-            Ok((host, "registered".to_owned(), Effects::default()))
+            let mut summary = "registered".to_owned();
+            if policy != HostPolicy::default() {
+                summary.push_str(", ");
+                summary.push_str(&firewall::summary(&policy));
+            }
+            Ok((host, summary, Effects::default()))
         };
         self.change_host(call, answer, job).await
     }
 
-    /// Changes labels or cordon.
+    /// Changes labels, cordon or firewall.
     ///
     /// # Errors
     /// [`Refusal::Invalid`], [`Refusal::NotFound`], [`Refusal::StaleEtag`].
@@ -86,22 +120,28 @@ impl Fleet {
         patch: HostPatch,
         answer: Answer<R>,
     ) -> Result<R, Refusal> {
-        check_labels(patch.labels.as_ref())?;
+        patch.faults().into_result()?;
         let now = call.now;
-        let job = move |connection: &Connection| {
-            let mut host = hosts::load(connection, &name)?;
-            check_etag(&format!("hosts/{name}"), &etag, &host.etag())?;
-            let before = (host.labels.clone(), host.cordoned);
-            host.labels = patch.labels.unwrap_or(host.labels);
-            host.cordoned = patch.cordoned.unwrap_or(host.cordoned);
-            if before == (host.labels.clone(), host.cordoned) {
+        let job = move |connection: &Connection, keys: &Keys| {
+            let before = hosts::load(connection, &name)?;
+            check_etag(&format!("hosts/{name}"), &etag, &before.etag())?;
+            let mut host = patch.applied_to(before.clone());
+            if host == before {
                 return Ok((host, "nothing changed".to_owned(), Effects::default()));
             }
             host.revision = host.revision.saturating_add(1);
             host.updated = now;
             hosts::update(connection, &host)?;
-            let summary = format!("labels {:?}, cordoned {}", host.labels, host.cordoned);
-            Ok((host, summary, Effects::default()))
+            let mut summary = format!("labels {:?}, cordoned {}", host.labels, host.cordoned);
+            let mut effects = Effects::default();
+            if host.firewall != before.firewall {
+                summary.push_str(", ");
+                summary.push_str(&firewall::summary(&host.host_policy()?));
+                host_state::advance(connection, keys, &host)?;
+                host = hosts::load(connection, &name)?;
+                effects.hosts.insert(name);
+            }
+            Ok((host, summary, effects))
         };
         self.change_host(call, answer, job).await
     }
@@ -118,7 +158,7 @@ impl Fleet {
         answer: Answer<R>,
     ) -> Result<R, Refusal> {
         let now = call.now;
-        let job = move |connection: &Connection| {
+        let job = move |connection: &Connection, _keys: &Keys| {
             let mut host = hosts::load(connection, &name)?;
             check_etag(&format!("hosts/{name}"), &etag, &host.etag())?;
             let identity = agent_identity(&name)?;
@@ -148,7 +188,7 @@ impl Fleet {
         answer: Answer<R>,
     ) -> Result<R, Refusal> {
         let now = call.now;
-        let job = move |connection: &Connection| {
+        let job = move |connection: &Connection, _keys: &Keys| {
             let host = hosts::load(connection, &name)?;
             check_etag(&format!("hosts/{name}"), &etag, &host.etag())?;
             let held = instances::names_of_host(connection, &name)?;
@@ -189,15 +229,17 @@ impl Fleet {
         &self,
         call: Call,
         answer: Answer<R>,
-        job: impl FnOnce(&Connection) -> Result<(HostRow, String, Effects), Refusal> + Send + 'static,
+        job: impl FnOnce(&Connection, &Keys) -> Result<(HostRow, String, Effects), Refusal>
+        + Send
+        + 'static,
     ) -> Result<R, Refusal> {
         let Answer { codec, make } = answer;
         let registry = std::sync::Arc::clone(&self.registry);
         let now = call.now;
         let (response, effects) = self
             .store
-            .mutate(call, codec, move |connection, _keys| {
-                let (host, summary, effects) = job(connection)?;
+            .mutate(call, codec, move |connection, keys| {
+                let (host, summary, effects) = job(connection, keys)?;
                 let resource = format!("hosts/{}", host.name);
                 let wanted = instances::names_of_host(connection, &host.name)?;
                 let response = make(crate::view::host(&host, &wanted, &registry, now));
@@ -227,7 +269,12 @@ pub fn agent_identity(name: &HostName) -> Result<PeerIdentity, Refusal> {
         .map_err(|error| Refusal::damaged(format!("name of hosts/{name}"), error))
 }
 
-fn check_labels(labels: Option<&BTreeMap<String, String>>) -> Result<(), Refusal> {
+/// A default message is stored as none.
+fn unless_default(firewall: node::HostFirewall) -> Option<node::HostFirewall> {
+    (firewall != node::HostFirewall::default()).then_some(firewall)
+}
+
+fn label_faults(labels: Option<&BTreeMap<String, String>>) -> Violations {
     let mut violations = Violations::default();
     let labels = labels.into_iter().flatten();
     let count = labels.clone().count();
@@ -251,5 +298,5 @@ fn check_labels(labels: Option<&BTreeMap<String, String>>) -> Result<(), Refusal
             violations.push(&field, text);
         }
     }
-    violations.into_result().map_err(Refusal::Invalid)
+    violations
 }

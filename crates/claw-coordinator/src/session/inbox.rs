@@ -38,9 +38,12 @@ impl Live {
             }
             Some(Message::Status(status)) => self.status(&status).await,
             Some(Message::Events(batch)) => self.events(batch.events).await,
-            // Nobody has asked: no command is sent yet. A kind of message that is newer than this
-            // program is none of its business.
-            Some(Message::CommandResult(_)) | None => Ok(()),
+            Some(Message::CommandResult(result)) => {
+                self.fleet.registry.answered(&self.host, &self.id, result);
+                Ok(())
+            }
+            // A kind of message that is newer than this program is none of its business.
+            None => Ok(()),
         }
     }
 

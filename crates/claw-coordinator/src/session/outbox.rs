@@ -20,6 +20,7 @@ pub(super) struct Outbox {
     ack: Option<u64>,
     desired_may_have_changed: bool,
     known: Known,
+    question: Option<node::Command>,
     go_away: Option<(&'static str, Duration)>,
     said_good_bye: Option<(&'static str, Duration)>,
     waiting_since: Option<Instant>,
@@ -33,6 +34,7 @@ impl Outbox {
             ack: None,
             desired_may_have_changed: true,
             known,
+            question: None,
             go_away: None,
             said_good_bye: None,
             waiting_since: Some(Instant::now()),
@@ -46,6 +48,16 @@ impl Outbox {
 
     pub(super) fn acknowledge(&mut self, sequence: u64) {
         self.ack = Some(sequence);
+        self.touch();
+    }
+
+    /// Whether a question waits; the next one must wait elsewhere.
+    pub(super) fn has_question(&self) -> bool {
+        self.question.is_some()
+    }
+
+    pub(super) fn ask(&mut self, question: node::Command) {
+        self.question = Some(question);
         self.touch();
     }
 
@@ -63,6 +75,7 @@ impl Outbox {
         self.welcome.is_some()
             || self.go_away.is_some()
             || self.desired_may_have_changed
+            || self.question.is_some()
             || self.ack.is_some()
     }
 
@@ -84,6 +97,8 @@ impl Outbox {
             self.said_good_bye = Some((reason, retry));
             let retry_after = Some(duration_to_wire(retry));
             Some(Message::GoAway(node::GoAway { reason: reason.to_owned(), retry_after }))
+        } else if let Some(question) = self.question.take() {
+            Some(Message::Command(question))
         } else {
             let ack = self.ack.take();
             ack.map(|sequence| Message::EventAck(node::EventAck { sequence }))

@@ -1,10 +1,11 @@
-//! The desired state of a host, built from its instances, and its stamp.
+//! The desired state of a host, built from its firewall and instances, and its stamp.
 //!
 //! The bytes are not stored: they follow from the rows. The stamp is stored, and its generation
 //! rises exactly when the bytes change. A new version of this program or another tier catalogue can
 //! change the bytes without a call; [`refresh_all`] notices that at start.
 
 use bytes::Bytes;
+use claw_core::firewall::HostPolicy;
 use claw_core::host::{HostState, MAX_STATE_BYTES};
 use claw_core::name::HostName;
 use claw_core::stamp::{Digest, Generation, Stamp};
@@ -33,7 +34,7 @@ pub struct Desired {
 /// [`Refusal::NotFound`], or [`Refusal::Internal`] when the rows do not give the stored stamp.
 pub fn load(connection: &Connection, keys: &Keys, name: &HostName) -> Result<Desired, Refusal> {
     let host = hosts::load(connection, name)?;
-    let bytes = build(connection, keys, name)?;
+    let bytes = build(connection, keys, &host)?;
     if Digest::of(&bytes) != host.stamp.digest {
         return Err(Refusal::damaged(
             format!("desired state of hosts/{name}"),
@@ -68,7 +69,7 @@ pub fn advance(
     keys: &Keys,
     host: &HostRow,
 ) -> Result<Generation, Refusal> {
-    let bytes = build(connection, keys, &host.name)?;
+    let bytes = build(connection, keys, host)?;
     if bytes.len() > MAX_STATE_BYTES {
         return Err(Refusal::precondition(
             Precondition::HostFull,
@@ -92,8 +93,8 @@ pub fn advance(
 
 /// Digest of the state of a host without instances.
 #[must_use]
-pub fn empty_digest() -> Digest {
-    Digest::of(&encode_host_state(&HostState::default()))
+pub fn empty_digest(firewall: HostPolicy) -> Digest {
+    Digest::of(&encode_host_state(&HostState { firewall, ..HostState::default() }))
 }
 
 /// Compares every host's stamp with its state, if this program may encode it in another way than
@@ -138,9 +139,9 @@ pub fn complete(
         .map_err(|violations| Refusal::Invalid(violations.below(field)))
 }
 
-fn build(connection: &Connection, keys: &Keys, name: &HostName) -> Result<Bytes, Refusal> {
-    let mut state = HostState::default();
-    for instance in instances::of_host(connection, name)? {
+fn build(connection: &Connection, keys: &Keys, host: &HostRow) -> Result<Bytes, Refusal> {
+    let mut state = HostState { firewall: host.host_policy()?, ..HostState::default() };
+    for instance in instances::of_host(connection, &host.name)? {
         if instance.deleted.is_some() {
             state.confirm_removal.insert(instance.name);
             continue;

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use claw_core::firewall::HostPolicy;
 use claw_core::name::HostName;
 use claw_core::stamp::{Digest, Epoch, Generation, Stamp};
 use claw_core::time::Timestamp;
+use claw_proto::convert::firewall::host_policy_from_wire;
 use claw_proto::fleet::v1 as fleet;
+use claw_proto::node::v1 as node;
 use claw_store::rusqlite::{Connection, OptionalExtension as _, Row, named_params};
 
 use super::{int, time, time_or_none, uint};
@@ -13,7 +16,7 @@ use crate::page::Page;
 use crate::refusal::{Fault, Refusal};
 
 /// One host as stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct HostRow {
     /// Its name.
     pub name: HostName,
@@ -23,7 +26,9 @@ pub struct HostRow {
     pub labels: BTreeMap<String, String>,
     /// Takes no new instances.
     pub cordoned: bool,
-    /// Rises with every change of labels or cordon.
+    /// What may come in, as it was given; `None` for the default.
+    pub firewall: Option<node::HostFirewall>,
+    /// Rises with every change of labels, cordon or firewall.
     pub revision: u64,
     /// When it was registered.
     pub created: Timestamp,
@@ -46,17 +51,29 @@ pub struct HostRow {
 }
 
 impl HostRow {
-    /// Changes with every change of labels or cordon.
+    /// Changes with every change of labels, cordon or firewall.
     #[must_use]
     pub fn etag(&self) -> String {
         super::etag(&self.uid, self.revision)
     }
+
+    /// What may come in.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] when what is stored is no longer valid.
+    pub fn host_policy(&self) -> Result<HostPolicy, Refusal> {
+        let parsed = self.firewall.as_ref().map(host_policy_from_wire).transpose();
+        let field = || format!("hosts/{}.firewall", self.name);
+        parsed
+            .map(Option::unwrap_or_default)
+            .map_err(|violations| Refusal::Invalid(violations.below(&field())))
+    }
 }
 
-/// What a host shows besides its labels, roughly.
+/// What a host shows besides its labels and firewall, roughly.
 const ROW_BYTES: usize = 1024;
 
-const COLUMNS: &str = "name, uid, message, cordoned, revision, created_ms, updated_ms, joined_ms, \
+const COLUMNS: &str = "name, uid, message, cordoned, firewall, revision, created_ms, updated_ms, joined_ms, \
     revoked, certificate_expires_ms, last_seen_ms, epoch, generation, digest, event_stream, \
     next_event";
 
@@ -91,7 +108,8 @@ pub fn list(connection: &Connection, page: &Page) -> Result<(Vec<HostRow>, Strin
     let rows = statement.query_map((after, page.fetch()), |row| Ok(from_row(row)))?;
     let weight = |host: &HostRow| {
         let labels = host.labels.iter().map(|(key, value)| key.len() + value.len());
-        ROW_BYTES + labels.sum::<usize>()
+        let firewall = host.firewall.as_ref().map_or(0, |wire| claw_proto::encode(wire).len());
+        ROW_BYTES + firewall + labels.sum::<usize>()
     };
     page.collect(rows.map(|row| row?), weight, |host| host.name.to_string())
 }
@@ -108,15 +126,16 @@ pub fn names(connection: &Connection) -> Result<Vec<HostName>, Refusal> {
 
 pub(crate) fn insert(connection: &Connection, host: &HostRow) -> Result<(), Refusal> {
     connection.execute(
-        "INSERT INTO host (name, uid, message, cordoned, revision, created_ms, updated_ms, epoch,
+        "INSERT INTO host (name, uid, message, cordoned, firewall, revision, created_ms, updated_ms, epoch,
                            generation, digest)
-         VALUES (:name, :uid, :message, :cordoned, :revision, :created, :updated, :epoch,
+         VALUES (:name, :uid, :message, :cordoned, :firewall, :revision, :created, :updated, :epoch,
                  :generation, :digest)",
         named_params! {
             ":name": host.name.as_str(),
             ":uid": host.uid,
             ":message": encode_labels(&host.labels),
             ":cordoned": host.cordoned,
+            ":firewall": host.firewall.as_ref().map(claw_proto::encode),
             ":revision": int(host.revision),
             ":created": host.created.millis(),
             ":updated": host.updated.millis(),
@@ -128,12 +147,12 @@ pub(crate) fn insert(connection: &Connection, host: &HostRow) -> Result<(), Refu
     Ok(())
 }
 
-/// Writes labels, cordon, revision, time of change and revocation.
+/// Writes labels, cordon, firewall, revision, time of change and revocation.
 pub(crate) fn update(connection: &Connection, host: &HostRow) -> Result<(), Refusal> {
     connection
         .prepare_cached(
             "UPDATE host SET message = ?2, cordoned = ?3, revision = ?4, updated_ms = ?5,
-                             revoked = ?6
+                             revoked = ?6, firewall = ?7
              WHERE name = ?1",
         )?
         .execute((
@@ -143,6 +162,7 @@ pub(crate) fn update(connection: &Connection, host: &HostRow) -> Result<(), Refu
             int(host.revision),
             host.updated.millis(),
             host.revoked,
+            host.firewall.as_ref().map(claw_proto::encode),
         ))?;
     Ok(())
 }
@@ -229,6 +249,11 @@ fn from_row(row: &Row<'_>) -> Result<HostRow, Refusal> {
     let name = parse_name(&row.get::<_, String>("name")?)?;
     let message: fleet::Host = claw_proto::decode(&row.get::<_, Vec<u8>>("message")?)
         .map_err(|source| Fault::Stored { what: format!("hosts/{name}"), source })?;
+    let firewall = row
+        .get::<_, Option<Vec<u8>>>("firewall")?
+        .map(|bytes| claw_proto::decode(&bytes))
+        .transpose()
+        .map_err(|source| Fault::Stored { what: format!("firewall of hosts/{name}"), source })?;
     let digest = Digest::from_slice(&row.get::<_, Vec<u8>>("digest")?)
         .ok_or_else(|| Refusal::damaged(format!("digest of hosts/{name}"), "not 32 bytes"))?;
     Ok(HostRow {
@@ -236,6 +261,7 @@ fn from_row(row: &Row<'_>) -> Result<HostRow, Refusal> {
         uid: row.get("uid")?,
         labels: message.labels,
         cordoned: row.get("cordoned")?,
+        firewall,
         revision: uint(row, "revision")?,
         created: time(row, "created_ms")?,
         updated: time(row, "updated_ms")?,

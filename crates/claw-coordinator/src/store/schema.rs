@@ -6,10 +6,14 @@ use claw_store::Migration;
 pub(crate) const APPLICATION_ID: i32 = 0x434c_5743;
 
 /// Every schema version. Times are milliseconds since the Unix epoch; messages are encoded
-/// `claw.fleet.v1` messages.
-pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    sql: "
+/// `claw.fleet.v1` messages unless something else is said.
+pub(crate) const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, sql: FIRST },
+    // An encoded claw.node.v1.HostFirewall; NULL for its default.
+    Migration { version: 2, sql: "ALTER TABLE host ADD COLUMN firewall BLOB;" },
+];
+
+const FIRST: &str = "
 CREATE TABLE meta (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     epoch INTEGER NOT NULL,
@@ -122,5 +126,4 @@ CREATE TABLE request (
     PRIMARY KEY (principal, id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX request_age ON request (at_ms);
-",
-}];
+";

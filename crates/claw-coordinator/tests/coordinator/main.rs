@@ -6,6 +6,7 @@ mod attacks;
 mod changes;
 mod cli;
 mod enrolment;
+mod firewall;
 mod fixture;
 mod hostile_bytes;
 mod restart;

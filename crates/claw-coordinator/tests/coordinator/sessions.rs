@@ -267,7 +267,7 @@ async fn hostile_messages_end_the_session_and_change_nothing() {
     let status = end_of(Up::Events(node::EventBatch { events: vec![named] })).await;
     assert_eq!(crate::fixture::fields(&status), ["events.events[0].kind"]);
 
-    let huge = node::Event { message: "x".repeat(2 * 1024 * 1024), ..event(1, "exited") };
+    let huge = node::Event { message: "x".repeat(4 * 1024 * 1024), ..event(1, "exited") };
     let status = end_of(Up::Events(node::EventBatch { events: vec![huge] })).await;
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert!(operator.events("a").await.is_empty());

@@ -1,24 +1,28 @@
 //! The firewall's policies on the wire, shared by the API and the agent's stream.
 //!
 //! Paths of violations are relative to the message: `ssh.sources[1]`, `egress.allowlist.names[0].ports[2]`.
-//! What parses is then judged as a whole by [`claw_core::firewall::check`], so that whoever holds a policy
+//! What parses is also judged as a whole by [`claw_core::firewall::check`], so that whoever holds a policy
 //! from here holds a good one. What hosts report of their firewalls is in [`detail`].
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::time::Duration;
 
 use claw_core::firewall::{
     Access, AllowedName, AllowedNetwork, Allowlist, BruteForce, Cidr, DomainPattern, Egress,
     ExtraPort, HostPolicy, InterfaceName, Mode, NetworkPolicy, Port, Protocol, Reach, SshPolicy,
-    WebAccess, default_denied_ports,
+    WebAccess, check, default_denied_ports,
 };
+
+use place::Places;
 
 use super::time::{duration_from_wire, duration_to_wire};
 use super::violation::Violations;
 use crate::node::v1 as node;
 
 pub mod detail;
+mod place;
 
 /// What may come in to a host, every default spelled out.
 #[must_use]
@@ -36,16 +40,10 @@ pub fn host_policy_to_wire(policy: &HostPolicy) -> node::HostFirewall {
 /// # Errors
 /// Every wrong field at once.
 pub fn host_policy_from_wire(wire: &node::HostFirewall) -> Result<HostPolicy, Violations> {
-    let mut v = Violations::default();
-    let ssh = wire.ssh.as_ref().map_or_else(SshPolicy::default, |ssh| ssh_from_wire(&mut v, ssh));
-    let web = wire.web.as_ref().map_or_else(WebAccess::default, |web| web_from_wire(&mut v, web));
-    let mut extra = Vec::new();
-    for (index, port) in wire.extra.iter().enumerate() {
-        extra.extend(extra_from_wire(&mut v, &format!("extra[{index}]"), port));
-    }
-    let blocked = set(&mut v, "blocked", &wire.blocked, Cidr::parse);
-    let policy = HostPolicy { ssh, web, extra, blocked };
-    v.into_result().map(|()| policy)
+    let mut read = Reading::default();
+    let policy = read.host_policy(wire);
+    read.judge(check::host(&policy));
+    read.faults.into_result().map(|()| policy)
 }
 
 /// What the network of an instance may do, every default spelled out.
@@ -67,14 +65,10 @@ pub fn network_policy_to_wire(policy: &NetworkPolicy) -> node::NetworkPolicy {
 /// # Errors
 /// Every wrong field at once.
 pub fn network_policy_from_wire(wire: &node::NetworkPolicy) -> Result<NetworkPolicy, Violations> {
-    let mut v = Violations::default();
-    let egress = wire
-        .egress
-        .as_ref()
-        .map_or_else(Egress::default, |egress| egress_from_wire(&mut v, egress));
-    let web_sources = set(&mut v, "web_sources", &wire.web_sources, Cidr::parse);
-    let policy = NetworkPolicy { egress, web_sources };
-    v.into_result().map(|()| policy)
+    let mut read = Reading::default();
+    let policy = read.network_policy(wire);
+    read.judge(check::network(&policy));
+    read.faults.into_result().map(|()| policy)
 }
 
 /// The only destinations of an instance.
@@ -97,37 +91,6 @@ pub fn allowlist_to_wire(list: &Allowlist) -> node::Allowlist {
         names: list.names.iter().map(name).collect(),
         mode: mode.into(),
     }
-}
-
-/// The only destinations of an instance; `None` when something is wrong, which is then noted.
-pub(super) fn allowlist_from_wire(
-    v: &mut Violations,
-    field: &str,
-    wire: &node::Allowlist,
-) -> Option<Allowlist> {
-    let mut networks = Vec::new();
-    for (index, allowed) in wire.networks.iter().enumerate() {
-        let field = format!("{field}.networks[{index}]");
-        let network = v.take(&format!("{field}.network"), Cidr::parse(&allowed.network));
-        let ports = ports(v, &format!("{field}.ports"), &allowed.ports);
-        networks.extend(network.map(|network| AllowedNetwork { network, ports }));
-    }
-    let mut names = Vec::new();
-    for (index, allowed) in wire.names.iter().enumerate() {
-        let field = format!("{field}.names[{index}]");
-        let pattern = v.take(&format!("{field}.pattern"), DomainPattern::parse(&allowed.pattern));
-        let ports = ports(v, &format!("{field}.ports"), &allowed.ports);
-        names.extend(pattern.map(|pattern| AllowedName { pattern, ports }));
-    }
-    let mode = match node::AllowlistMode::try_from(wire.mode) {
-        Ok(node::AllowlistMode::Unspecified | node::AllowlistMode::Enforced) => Mode::Enforced,
-        Ok(node::AllowlistMode::Observed) => Mode::Observed,
-        Err(_) => {
-            v.push(&format!("{field}.mode"), unknown(wire.mode));
-            return None;
-        }
-    };
-    Some(Allowlist { networks, names, mode })
 }
 
 /// A transport protocol.
@@ -193,27 +156,6 @@ fn ssh_to_wire(ssh: &SshPolicy) -> node::SshPolicy {
     }
 }
 
-fn ssh_from_wire(v: &mut Violations, wire: &node::SshPolicy) -> SshPolicy {
-    SshPolicy {
-        ports: ports(v, "ssh.ports", &wire.ports),
-        access: access(v, "ssh", &wire.sources, &wire.interfaces),
-        brute_force: brute_force(v, wire.brute_force.as_ref()),
-    }
-}
-
-fn brute_force(v: &mut Violations, wire: Option<&node::BruteForce>) -> BruteForce {
-    let default = BruteForce::default();
-    let Some(wire) = wire else { return default };
-    let mut duration = |field, wire: Option<&prost_types::Duration>, default: Duration| {
-        wire.and_then(|wire| v.take(field, duration_from_wire(wire))).unwrap_or(default)
-    };
-    BruteForce {
-        failures: wire.failures.unwrap_or(default.failures),
-        window: duration("ssh.brute_force.window", wire.window.as_ref(), default.window),
-        ban: duration("ssh.brute_force.ban", wire.ban.as_ref(), default.ban),
-    }
-}
-
 fn web_to_wire(web: &WebAccess) -> node::WebAccess {
     match web {
         WebAccess::Reachable(access) => node::WebAccess {
@@ -228,27 +170,6 @@ fn web_to_wire(web: &WebAccess) -> node::WebAccess {
     }
 }
 
-fn web_from_wire(v: &mut Violations, wire: &node::WebAccess) -> WebAccess {
-    let access = access(v, "web", &wire.sources, &wire.interfaces);
-    match node::WebExposure::try_from(wire.exposure) {
-        Ok(node::WebExposure::Unspecified | node::WebExposure::Reachable) => {
-            WebAccess::Reachable(access)
-        }
-        Ok(node::WebExposure::Loopback) => {
-            let conditions =
-                [("web.sources", wire.sources.len()), ("web.interfaces", wire.interfaces.len())];
-            for (field, _) in conditions.into_iter().filter(|(_, entries)| *entries > 0) {
-                v.push(field, "must be empty when the exposure is LOOPBACK");
-            }
-            WebAccess::Loopback
-        }
-        Err(_) => {
-            v.push("web.exposure", unknown(wire.exposure));
-            WebAccess::Loopback
-        }
-    }
-}
-
 fn extra_to_wire(extra: &ExtraPort) -> node::ExtraPort {
     node::ExtraPort {
         protocol: protocol_to_wire(extra.protocol),
@@ -258,45 +179,189 @@ fn extra_to_wire(extra: &ExtraPort) -> node::ExtraPort {
     }
 }
 
-fn extra_from_wire(v: &mut Violations, field: &str, wire: &node::ExtraPort) -> Option<ExtraPort> {
-    let protocol = protocol_from_wire(v, &format!("{field}.protocol"), wire.protocol);
-    let port = port(v, &format!("{field}.port"), wire.port);
-    let access = access(v, field, &wire.sources, &wire.interfaces);
-    Some(ExtraPort { protocol: protocol?, port: port?, access })
+/// Reads messages, notes every fault, and remembers where entries of lists stood.
+#[derive(Debug, Default)]
+pub(super) struct Reading {
+    pub(super) faults: Violations,
+    places: Places,
 }
 
-fn egress_from_wire(v: &mut Violations, wire: &node::Egress) -> Egress {
-    let denied = wire.denied_ports.as_ref();
-    let denied_ports = denied.map_or_else(default_denied_ports, |denied| {
-        ports(v, "egress.denied_ports.ports", &denied.ports)
-    });
-    let list = wire.allowlist.as_ref();
-    let list = list.and_then(|list| allowlist_from_wire(v, "egress.allowlist", list));
-    Egress { denied_ports, reach: list.map_or(Reach::Open, Reach::Allowlist) }
-}
-
-fn access(v: &mut Violations, field: &str, sources: &[String], interfaces: &[String]) -> Access {
-    Access {
-        sources: set(v, &format!("{field}.sources"), sources, Cidr::parse),
-        interfaces: set(v, &format!("{field}.interfaces"), interfaces, InterfaceName::parse),
+impl Reading {
+    /// What may come in to a host, as far as it parses.
+    pub(super) fn host_policy(&mut self, wire: &node::HostFirewall) -> HostPolicy {
+        let ssh = wire.ssh.as_ref().map(|ssh| self.ssh(ssh)).unwrap_or_default();
+        let web = wire.web.as_ref().map(|web| self.web(web)).unwrap_or_default();
+        let (mut extra, mut places) = (Vec::new(), Vec::new());
+        for (place, wire) in wire.extra.iter().enumerate() {
+            if let Some(port) = self.extra(extra.len(), place, wire) {
+                extra.push(port);
+                places.push(place);
+            }
+        }
+        self.places.note("extra".to_owned(), places);
+        let blocked = self.set("blocked", "blocked", &wire.blocked, Cidr::parse);
+        HostPolicy { ssh, web, extra, blocked }
     }
-}
 
-/// Parses every entry of a list; each may be there once.
-fn set<T: Ord, E: Display>(
-    v: &mut Violations,
-    field: &str,
-    wire: &[String],
-    parse: impl Fn(&str) -> Result<T, E>,
-) -> BTreeSet<T> {
-    let mut set = BTreeSet::new();
-    for (index, text) in wire.iter().enumerate() {
-        let field = format!("{field}[{index}]");
-        if v.take(&field, parse(text)).is_some_and(|value| !set.insert(value)) {
-            v.push(&field, format!("{text} appears twice"));
+    /// What the network of an instance may do, as far as it parses.
+    pub(super) fn network_policy(&mut self, wire: &node::NetworkPolicy) -> NetworkPolicy {
+        let egress = wire.egress.as_ref().map(|egress| self.egress(egress)).unwrap_or_default();
+        let web_sources = self.set("web_sources", "web_sources", &wire.web_sources, Cidr::parse);
+        NetworkPolicy { egress, web_sources }
+    }
+
+    /// The only destinations of an instance, as far as they parse.
+    pub(super) fn allowlist(&mut self, field: &str, wire: &node::Allowlist) -> Allowlist {
+        let (mut networks, mut places) = (Vec::new(), Vec::new());
+        for (place, allowed) in wire.networks.iter().enumerate() {
+            let field = format!("{field}.networks[{place}]");
+            let v = &mut self.faults;
+            let network = v.take(&format!("{field}.network"), Cidr::parse(&allowed.network));
+            let ports = ports(v, &format!("{field}.ports"), &allowed.ports);
+            if let Some(network) = network {
+                networks.push(AllowedNetwork { network, ports });
+                places.push(place);
+            }
+        }
+        self.places.note(format!("{field}.networks"), places);
+        let (mut names, mut places) = (Vec::new(), Vec::new());
+        for (place, allowed) in wire.names.iter().enumerate() {
+            let field = format!("{field}.names[{place}]");
+            let v = &mut self.faults;
+            let pattern =
+                v.take(&format!("{field}.pattern"), DomainPattern::parse(&allowed.pattern));
+            let ports = ports(v, &format!("{field}.ports"), &allowed.ports);
+            if let Some(pattern) = pattern {
+                names.push(AllowedName { pattern, ports });
+                places.push(place);
+            }
+        }
+        self.places.note(format!("{field}.names"), places);
+        let mode = match node::AllowlistMode::try_from(wire.mode) {
+            Ok(node::AllowlistMode::Unspecified | node::AllowlistMode::Enforced) => Mode::Enforced,
+            Ok(node::AllowlistMode::Observed) => Mode::Observed,
+            Err(_) => {
+                self.faults.push(&format!("{field}.mode"), unknown(wire.mode));
+                Mode::Enforced
+            }
+        };
+        Allowlist { networks, names, mode }
+    }
+
+    /// Adds faults between values, each where the caller wrote it.
+    fn judge(&mut self, faults: Vec<check::PolicyFault>) {
+        for fault in faults {
+            self.faults.push(&self.places.in_message(&fault.field), fault.problem);
         }
     }
-    set
+
+    fn ssh(&mut self, wire: &node::SshPolicy) -> SshPolicy {
+        SshPolicy {
+            ports: ports(&mut self.faults, "ssh.ports", &wire.ports),
+            access: self.access("ssh", "ssh", &wire.sources, &wire.interfaces),
+            brute_force: self.brute_force(wire.brute_force.as_ref()),
+        }
+    }
+
+    fn brute_force(&mut self, wire: Option<&node::BruteForce>) -> BruteForce {
+        let default = BruteForce::default();
+        let Some(wire) = wire else { return default };
+        let mut duration = |field, wire: Option<&prost_types::Duration>, default: Duration| {
+            let parsed = wire.and_then(|wire| self.faults.take(field, duration_from_wire(wire)));
+            parsed.unwrap_or(default)
+        };
+        BruteForce {
+            failures: wire.failures.unwrap_or(default.failures),
+            window: duration("ssh.brute_force.window", wire.window.as_ref(), default.window),
+            ban: duration("ssh.brute_force.ban", wire.ban.as_ref(), default.ban),
+        }
+    }
+
+    fn web(&mut self, wire: &node::WebAccess) -> WebAccess {
+        let access = self.access("web", "web", &wire.sources, &wire.interfaces);
+        match node::WebExposure::try_from(wire.exposure) {
+            Ok(node::WebExposure::Unspecified | node::WebExposure::Reachable) => {
+                WebAccess::Reachable(access)
+            }
+            Ok(node::WebExposure::Loopback) => {
+                let given = [("sources", &wire.sources), ("interfaces", &wire.interfaces)];
+                for (field, _) in given.into_iter().filter(|(_, entries)| !entries.is_empty()) {
+                    let text = "must be empty when the exposure is LOOPBACK";
+                    self.faults.push(&format!("web.{field}"), text);
+                }
+                WebAccess::Loopback
+            }
+            Err(_) => {
+                self.faults.push("web.exposure", unknown(wire.exposure));
+                WebAccess::Loopback
+            }
+        }
+    }
+
+    fn extra(&mut self, index: usize, place: usize, wire: &node::ExtraPort) -> Option<ExtraPort> {
+        let field = format!("extra[{place}]");
+        let v = &mut self.faults;
+        let protocol = protocol_from_wire(v, &format!("{field}.protocol"), wire.protocol);
+        let port = port(v, &format!("{field}.port"), wire.port);
+        let kept = format!("extra[{index}]");
+        let access = self.access(&kept, &field, &wire.sources, &wire.interfaces);
+        Some(ExtraPort { protocol: protocol?, port: port?, access })
+    }
+
+    fn egress(&mut self, wire: &node::Egress) -> Egress {
+        let denied = wire.denied_ports.as_ref();
+        let denied_ports = denied.map_or_else(default_denied_ports, |denied| {
+            ports(&mut self.faults, "egress.denied_ports.ports", &denied.ports)
+        });
+        let list = wire.allowlist.as_ref();
+        let list = list.map(|list| self.allowlist("egress.allowlist", list));
+        Egress { denied_ports, reach: list.map_or(Reach::Open, Reach::Allowlist) }
+    }
+
+    fn access(
+        &mut self,
+        kept: &str,
+        field: &str,
+        sources: &[String],
+        interfaces: &[String],
+    ) -> Access {
+        let list = |name| (format!("{kept}.{name}"), format!("{field}.{name}"));
+        let (kept_sources, field_sources) = list("sources");
+        let (kept_interfaces, field_interfaces) = list("interfaces");
+        Access {
+            sources: self.set(&kept_sources, &field_sources, sources, Cidr::parse),
+            interfaces: self.set(
+                &kept_interfaces,
+                &field_interfaces,
+                interfaces,
+                InterfaceName::parse,
+            ),
+        }
+    }
+
+    /// Parses every entry of a list; each may be there once. `kept` is the list's field in the policy,
+    /// `field` in the message.
+    fn set<T: Ord, E: Display>(
+        &mut self,
+        kept: &str,
+        field: &str,
+        wire: &[String],
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> BTreeSet<T> {
+        let mut entries = BTreeMap::new();
+        for (place, text) in wire.iter().enumerate() {
+            let field = format!("{field}[{place}]");
+            let Some(value) = self.faults.take(&field, parse(text)) else { continue };
+            match entries.entry(value) {
+                Entry::Vacant(free) => {
+                    free.insert(place);
+                }
+                Entry::Occupied(_) => self.faults.push(&field, format!("{text} appears twice")),
+            }
+        }
+        self.places.note(kept.to_owned(), entries.values().copied().collect());
+        entries.into_keys().collect()
+    }
 }
 
 fn texts<T: Display>(set: &BTreeSet<T>) -> Vec<String> {

@@ -15,9 +15,8 @@ use prost::Message as _;
 use super::super::session::text;
 use super::super::violation::Violations;
 use super::{
-    allowlist_from_wire, allowlist_to_wire, host_policy_from_wire, host_policy_to_wire,
-    network_policy_from_wire, network_policy_to_wire, numbers, port, ports, protocol_from_wire,
-    protocol_to_wire,
+    Reading, allowlist_to_wire, host_policy_to_wire, network_policy_to_wire, numbers, port, ports,
+    protocol_from_wire, protocol_to_wire,
 };
 use crate::node::v1 as node;
 
@@ -132,19 +131,16 @@ pub fn detail_to_wire(detail: &FirewallDetail) -> node::FirewallDetail {
     wire
 }
 
-/// Everything of a host's firewall.
+/// Everything of a host's firewall; what was left out is as its default. Policies are not judged: they are
+/// what the host has.
 ///
 /// # Errors
 /// Every wrong field at once.
 pub fn detail_from_wire(wire: &node::FirewallDetail) -> Result<FirewallDetail, Violations> {
     let mut v = Violations::default();
-    let host = match host_policy_from_wire(wire.host.as_ref().unwrap_or(&DEFAULT_HOST)) {
-        Ok(host) => host,
-        Err(more) => {
-            v.extend(more.below("host"));
-            claw_core::firewall::HostPolicy::default()
-        }
-    };
+    let mut read = Reading::default();
+    let host = wire.host.as_ref().map(|host| read.host_policy(host)).unwrap_or_default();
+    v.extend(read.faults.below("host"));
     let ssh_ports = ports(&mut v, "ssh_ports", &wire.ssh_ports);
     let web_ports = ports(&mut v, "web_ports", &wire.web_ports);
     let mut instances = BTreeMap::new();
@@ -177,9 +173,6 @@ const LARGE_PARTS: [(&str, LeaveOut); 4] = [
     }),
 ];
 
-const DEFAULT_HOST: node::HostFirewall =
-    node::HostFirewall { ssh: None, web: None, extra: Vec::new(), blocked: Vec::new() };
-
 fn each(wire: &mut node::FirewallDetail, change: impl Fn(&mut node::InstanceFirewall)) {
     wire.instances.iter_mut().for_each(change);
 }
@@ -206,20 +199,21 @@ fn instance_from_wire(
     field: &str,
     wire: &node::InstanceFirewall,
 ) -> InstanceDetail {
-    let policy = wire.policy.as_ref().map(network_policy_from_wire).transpose();
-    let policy = policy.map_err(|more| v.extend(more.below(&format!("{field}.policy"))));
+    let mut read = Reading::default();
+    let policy = wire.policy.as_ref().map(|policy| read.network_policy(policy));
+    v.extend(std::mem::take(&mut read.faults).below(&format!("{field}.policy")));
+    let proposal = wire.proposal.as_ref().map(|list| read.allowlist("proposal", list));
+    v.extend(read.faults.below(field));
     let mut refused = Vec::new();
     for (index, destination) in wire.refused.iter().take(MAX_REFUSED).enumerate() {
         let field = format!("{field}.refused[{index}]");
         refused.extend(refused_from_wire(v, &field, destination));
     }
-    let proposal = wire.proposal.as_ref();
     InstanceDetail {
         bridge: text(&wire.bridge),
-        policy: policy.ok().flatten().unwrap_or_default(),
+        policy: policy.unwrap_or_default(),
         refused,
-        proposal: proposal
-            .and_then(|list| allowlist_from_wire(v, &format!("{field}.proposal"), list)),
+        proposal,
     }
 }
 

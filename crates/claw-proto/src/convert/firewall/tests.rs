@@ -36,11 +36,10 @@ fn some_ports(most: usize) -> impl Strategy<Value = BTreeSet<Port>> {
 }
 
 prop_compose! {
-    /// Some host policy.
-    pub(crate) fn host_policy()(
+    fn any_host_policy()(
         ports in some_ports(3),
         ssh in access(),
-        failures in 0_u32..100,
+        failures in prop_oneof![Just(0_u32), 3_u32..=100],
         window in 60_u64..3600,
         ban in 60_u64..3600,
         web in prop::option::of(access()),
@@ -85,8 +84,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    /// Some network policy.
-    pub(crate) fn network_policy()(
+    fn any_network_policy()(
         denied_ports in some_ports(5),
         list in prop::option::of(allowlist()),
         web_sources in sources(),
@@ -94,6 +92,16 @@ prop_compose! {
         let reach = list.map_or(Reach::Open, Reach::Allowlist);
         NetworkPolicy { egress: Egress { denied_ports, reach }, web_sources }
     }
+}
+
+/// Some good host policy.
+pub(crate) fn host_policy() -> impl Strategy<Value = HostPolicy> {
+    any_host_policy().prop_filter("a good one", |policy| check::host(policy).is_empty())
+}
+
+/// Some good network policy.
+pub(crate) fn network_policy() -> impl Strategy<Value = NetworkPolicy> {
+    any_network_policy().prop_filter("a good one", |policy| check::network(policy).is_empty())
 }
 
 proptest! {
@@ -139,7 +147,7 @@ fn what_is_absent_has_its_default() {
 }
 
 #[track_caller]
-fn check(result: Result<(), Violations>, expected: &str) {
+fn check_faults(result: Result<(), Violations>, expected: &str) {
     let text = result.map_or_else(|v| v.to_string().replace("; ", "\n"), |()| "ok".to_owned());
     assert_eq!(text, expected);
 }
@@ -172,7 +180,7 @@ fn every_fault_of_a_host_policy_is_named_at_once() {
         ],
         blocked: strings(&["::/129"]),
     };
-    check(
+    check_faults(
         host_policy_from_wire(&wire).map(|_policy| ()),
         "ssh.ports[1]: must be a port from 1 to 65535, got 0
 ssh.ports[2]: must be a port from 1 to 65535, got 70000
@@ -207,7 +215,7 @@ fn every_fault_of_a_network_policy_is_named_at_once() {
         }),
         web_sources: strings(&["nobody"]),
     };
-    check(
+    check_faults(
         network_policy_from_wire(&wire).map(|_policy| ()),
         "egress.denied_ports.ports[1]: must be a port from 1 to 65535, got 65536
 egress.allowlist.networks[0].network: \"10.0.0.1/8\" has bits set after its prefix
@@ -217,6 +225,30 @@ egress.allowlist.names[0].pattern: must be a domain name such as api.example.com
 egress.allowlist.names[0].ports[1]: 1 appears twice
 egress.allowlist.mode: unknown value 7
 web_sources[0]: must be an address or a network such as 192.0.2.0/24 or 2001:db8::/32, got \"nobody\"",
+    );
+}
+
+#[test]
+fn faults_between_values_stand_where_the_caller_wrote_them() {
+    let port = |port| node::ExtraPort {
+        protocol: node::Protocol::Tcp.into(),
+        port,
+        sources: strings(&["203.0.113.9", "203.0.113.0/24"]),
+        interfaces: Vec::new(),
+    };
+    let wire = node::HostFirewall {
+        extra: vec![port(0), port(443)],
+        blocked: strings(&["198.51.100.0/24", "nobody", "192.0.2.128/25", "192.0.2.0/24"]),
+        ..node::HostFirewall::default()
+    };
+    check_faults(
+        host_policy_from_wire(&wire).map(|_policy| ()),
+        "extra[0].port: must be a port from 1 to 65535, got 0
+blocked[1]: must be an address or a network such as 192.0.2.0/24 or 2001:db8::/32, got \"nobody\"
+extra[1].sources[0]: 203.0.113.9/32 lies within 203.0.113.0/24 of the same list
+hint: remove one of them
+blocked[2]: 192.0.2.128/25 lies within 192.0.2.0/24 of the same list
+hint: remove one of them",
     );
 }
 
@@ -245,7 +277,7 @@ fn reports_round_trip() {
         ports: vec![node::BlockedPort::default()],
         ..node::BlockedTraffic::default()
     };
-    check(
+    check_faults(
         blocked_from_wire(&wrong).map(|_blocked| ()),
         "ports[0].protocol: must be TCP or UDP
 ports[0].port: must be a port from 1 to 65535, got 0",
