@@ -15,6 +15,8 @@ mod host;
 mod instance;
 mod meaning;
 mod sets;
+#[cfg(test)]
+pub(in crate::firewall) mod tests;
 mod text;
 
 pub use chains::{

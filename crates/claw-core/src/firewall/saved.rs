@@ -8,8 +8,10 @@
 
 mod differences;
 mod sets;
+#[cfg(test)]
+mod tests;
 
-pub use differences::{deviations, set_deviations, stale_sets_text, stale_text};
+pub use differences::{changes_text, deviations, set_deviations, stale_sets_text, stale_text};
 pub use sets::{SavedSet, SavedSets};
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -16,17 +16,23 @@ use crate::firewall::{
 
 /// Where clouds answer their machines about themselves, with credentials: closed to every instance.
 ///
-/// Link-local IPv4 with 169.254.169.254 (AWS, Google, Azure, Hetzner, DigitalOcean and most others; also
-/// AWS' 169.254.170.2); Alibaba Cloud 100.100.100.200; Azure's platform 168.63.129.16; Oracle Cloud's
-/// 192.0.0.192; and over IPv6 AWS fd00:ec2::254, Google fd20:ce::254, Scaleway fd00:42::42.
-pub const METADATA: [&str; 7] = [
+/// Link-local IPv4 holds 169.254.169.254 (AWS, Google, Azure, Oracle, Hetzner, DigitalOcean and most
+/// others), AWS' 169.254.170.2 for containers, and Scaleway's 169.254.42.42. Outside of it, by each
+/// cloud's documentation: Alibaba Cloud 100.100.100.200 and fd00:100::100:200; Azure's platform
+/// 168.63.129.16; Oracle 192.0.0.192 (Classic) and fd00:c1::a9fe:a9fe; AWS' block of services
+/// fd00:ec2::/32, with fd00:ec2::254; Google fd20:ce::254; Scaleway fd00:42::42 (cloud-init's datasource
+/// names it); Akamai fd00:a9fe:a9fe::1. OpenStack's fe80::a9fe:a9fe is link-local, which is not routed.
+pub const METADATA: [&str; 10] = [
     "169.254.0.0/16",
     "100.100.100.200/32",
     "168.63.129.16/32",
     "192.0.0.192/32",
-    "fd00:ec2::254/128",
+    "fd00:ec2::/32",
     "fd20:ce::254/128",
+    "fd00:c1::a9fe:a9fe/128",
     "fd00:42::42/128",
+    "fd00:a9fe:a9fe::1/128",
+    "fd00:100::100:200/128",
 ];
 
 /// DNS and DNS over TLS or QUIC (RFC 7858, RFC 9250): instances resolve through their bridge only.

@@ -60,6 +60,24 @@ pub fn set_deviations(expected: &Ruleset, found: &SavedSets) -> Vec<String> {
     said
 }
 
+/// For `iptables-restore --noflush`: makes the chains that differ what they should be and leaves the others,
+/// and their counters, alone. Empty: none differs. Hooks are not in it, nor is what is left over.
+///
+/// Replacing a table costs the kernel a grace period whatever its size (about 15 ms, measured on 6.18), so
+/// a table in which nothing differs is better not replaced.
+#[must_use]
+pub fn changes_text(expected: &FamilyRules, found: &Saved) -> String {
+    let none = SavedTable::default();
+    let differing = |rules: &TableRules| {
+        let there = found.tables.get(&rules.table).unwrap_or(&none);
+        let chains = rules.chains.iter().filter(|chain| chain_deviation(chain, there).is_some());
+        let chains: Vec<Chain> = chains.cloned().collect();
+        let differ = !chains.is_empty();
+        differ.then(|| TableRules { table: rules.table, chains, hooks: Vec::new() }.restore_text())
+    };
+    expected.tables.iter().filter_map(differing).collect()
+}
+
 /// For `iptables-restore --noflush`, once the rules are in place: removes chains of ours that are not
 /// theirs, and the jumps to them. Empty: there are none.
 #[must_use]
