@@ -18,7 +18,10 @@ pub struct Netns(Arc<File>);
 
 impl Netns {
     /// A new one, with its loopback up.
-    pub(crate) fn create() -> Result<Self> {
+    ///
+    /// # Errors
+    /// Without root.
+    pub fn create() -> Result<Self> {
         let file = on_own_thread(|| -> Result<File> {
             unshare(CloneFlags::CLONE_NEWNET).context("cannot create a network namespace")?;
             Ok(File::open("/proc/thread-self/ns/net")?)
@@ -67,7 +70,8 @@ impl Netns {
     }
 
     /// A path by which a child of this process, in any namespace, finds this one.
-    pub(crate) fn path(&self) -> String {
+    #[must_use]
+    pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 

@@ -33,8 +33,14 @@ pub enum Verdict {
 impl Verdict {
     /// Whether it came through.
     #[must_use]
-    pub const fn is_open(self) -> bool {
+    pub const fn is_open(&self) -> bool {
         matches!(self, Self::Open)
+    }
+
+    /// Whether it did not.
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        !self.is_open()
     }
 
     /// What an error of a socket means; `None` for one that is a fault of the attempt itself.

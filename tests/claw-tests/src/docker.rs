@@ -78,6 +78,16 @@ impl Docker {
         text.context("no address")?.parse().context("no address")
     }
 
+    /// The bridge of a network.
+    ///
+    /// # Errors
+    /// When there is no such network, or its bridge was not given a name.
+    pub fn bridge(&self, network: &str) -> Result<String> {
+        let found = self.request("GET", &format!("/networks/{network}"), None)?;
+        let name = found["Options"]["com.docker.network.bridge.name"].as_str();
+        name.map(str::to_owned).context("its bridge has no name")
+    }
+
     /// The network namespace of a container's present run.
     ///
     /// # Errors

@@ -204,6 +204,43 @@ impl Ground {
         ))
     }
 
+    /// A machine of our own on an instance's bridge: for the firewall it is the instance, and it lives on
+    /// when Docker restarts. Its addresses end in 200 and in c8.
+    ///
+    /// # Errors
+    /// When there is one already or the kernel refuses.
+    pub fn plug(&self, host: &LabHost, inside: &Inside) -> Result<Netns> {
+        let (plug, bridge) = (Netns::create()?, &inside.bridge);
+        let [first, second, third, _] = inside.address.octets();
+        let (gateway, gateway_v6) = (inside.gateway, inside.gateway_v6);
+        let mut own_v6 = inside.address_v6.segments();
+        own_v6[7] = 0xc8;
+        let (own, own_v6) =
+            (Ipv4Addr::new(first, second, third, 200), Ipv6Addr::from_segments(own_v6));
+        host.netns()?.ip(&format!(
+            "link add plug{third} type veth peer name eth0 netns {}\n\
+             link set plug{third} master {bridge} up\n",
+            plug.path()
+        ))?;
+        let outer = host.netns()?;
+        enable_v6(&outer, &["all", bridge])?;
+        let (outer_mac, own_mac) =
+            (hardware_address(&outer, bridge)?, hardware_address(&plug, "eth0")?);
+        outer.ip(&format!(
+            "addr replace {gateway_v6}/64 dev {bridge} nodad\n\
+             neigh replace {own_v6} lladdr {own_mac} dev {bridge} nud permanent\n"
+        ))?;
+        plug.ip(&format!(
+            "addr add {own}/24 dev eth0\n\
+             addr add {own_v6}/64 dev eth0 nodad\n\
+             link set eth0 up\n\
+             neigh replace {gateway_v6} lladdr {outer_mac} dev eth0 nud permanent\n\
+             route add default via {gateway}\n\
+             route add default via {gateway_v6}\n"
+        ))?;
+        Ok(plug)
+    }
+
     /// Puts listeners into a container, both families; IPv6 must have been given.
     ///
     /// # Errors
@@ -224,15 +261,15 @@ impl Inside {
         let container = format!("claw-{instance}");
         let docker = Docker::of(host)?;
         let address = docker.address(&container, &container)?;
-        let [first, second, slot, _] = address.octets();
+        let [first, second, third, _] = address.octets();
         let host_index = u16::from(*host.address().octets().last().unwrap_or(&0));
-        let v6 = |last| Ipv6Addr::new(0xfd99, host_index, u16::from(slot), 0, 0, 0, 0, last);
+        let v6 = |last| Ipv6Addr::new(0xfd99, host_index, u16::from(third), 0, 0, 0, 0, last);
         Ok(Self {
             name: instance.to_owned(),
             netns: docker.netns(&container)?,
             address,
-            gateway: Ipv4Addr::new(first, second, slot, 1),
-            bridge: format!("claw-i{slot}"),
+            gateway: Ipv4Addr::new(first, second, third, 1),
+            bridge: docker.bridge(&container)?,
             address_v6: v6(2),
             gateway_v6: v6(1),
         })
