@@ -12,6 +12,8 @@
 //! Where to start: [`host`] and [`network`] for what everybody can know, [`effective`] for what only the host
 //! itself knows.
 
+#[cfg(test)]
+mod fuzz;
 mod problem;
 #[cfg(test)]
 mod tests;
@@ -183,6 +185,15 @@ pub(super) fn is_within(network: Cidr, other: Cidr) -> bool {
     other.prefix() <= network.prefix() && other.contains(network.address())
 }
 
+/// The names above the one of a pattern's text, nearest first: whose wildcards mean it too.
+pub(super) fn names_above(pattern: &str) -> impl Iterator<Item = &str> {
+    fn above(name: &str) -> Option<&str> {
+        name.split_once('.').map(|(_, above)| above)
+    }
+    let name = pattern.strip_prefix("*.").unwrap_or(pattern);
+    std::iter::successors(above(name), |name| above(name))
+}
+
 /// Interfaces that Docker makes for containers (docker-network-create(1), observed): no operator comes through them.
 fn is_of_containers(interface: &InterfaceName) -> bool {
     matches!(interface.as_str(), "docker0" | "docker_gwbridge")
@@ -330,7 +341,9 @@ impl Faults {
             }
         }
         for (index, entry) in names.iter().enumerate() {
-            if let Some(by) = covering_wildcard(entry, |base| wildcards.get(base).copied()) {
+            let text = entry.pattern.to_string();
+            let mut wildcards = names_above(&text).filter_map(|name| wildcards.get(name));
+            if let Some(by) = wildcards.find(|by| ports_cover(&by.ports, &entry.ports)) {
                 let problem =
                     Problem::NameCovered { pattern: entry.pattern.clone(), by: by.pattern.clone() };
                 self.add(format!("{FIELD}[{index}].pattern"), problem);
@@ -379,22 +392,4 @@ impl Faults {
             }
         }
     }
-}
-
-/// The wildcard that lets through everything that `entry` does, if `wildcard` knows one; it is asked for the names
-/// above `entry`'s, nearest first.
-pub(super) fn covering_wildcard<'names>(
-    entry: &AllowedName,
-    wildcard: impl Fn(&str) -> Option<&'names AllowedName>,
-) -> Option<&'names AllowedName> {
-    let pattern = entry.pattern.to_string();
-    let mut rest = pattern.strip_prefix("*.").unwrap_or(&pattern);
-    while let Some((_, base)) = rest.split_once('.') {
-        rest = base;
-        let found = wildcard(base).filter(|by| ports_cover(&by.ports, &entry.ports));
-        if found.is_some() {
-            return found;
-        }
-    }
-    None
 }

@@ -29,9 +29,11 @@ use crate::time::Timestamp;
 
 /// What was refused, in all and since when it was looked at last. Its text is bounded by our rules: one line for
 /// each that was ever met.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+///
+/// Two are equal when they have counted the same, whenever that was: what is equal need not be journaled again.
+#[derive(Debug, Clone, Default)]
 pub struct Tally {
-    /// When the counters were taken last.
+    /// When this process took the counters last; not part of the text.
     taken_at: Option<Timestamp>,
     /// The kernel's counters then, of rules that were met.
     seen: BTreeMap<RuleKey, u64>,
@@ -42,7 +44,7 @@ pub struct Tally {
 /// What came since the counters were taken before.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Taken {
-    /// Since when; `None` the first time, when nobody knows.
+    /// Since when; `None` for the first time of a process, when nobody knows.
     pub over: Option<Duration>,
     /// Attempts at denied ports.
     pub ports: BTreeMap<(InstanceName, Protocol, Port), u64>,
@@ -218,6 +220,15 @@ impl Tally {
         }
     }
 }
+
+impl PartialEq for Tally {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { taken_at: _, seen, totals, ingress } = self;
+        (seen, totals, ingress) == (&other.seen, &other.totals, &other.ingress)
+    }
+}
+
+impl Eq for Tally {}
 
 fn grow(total: &mut u64, more: u64) {
     *total = total.saturating_add(more);

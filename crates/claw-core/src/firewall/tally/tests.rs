@@ -216,7 +216,6 @@ fn a_restart_neither_loses_nor_counts_twice() {
     assert_eq!(
         text,
         "tally 1
-taken 0
 ingress 0
 port demo tcp 25 5
 outside demo 0
@@ -227,10 +226,9 @@ rule 4 filter 5 CLAW-E3 -p tcp -m tcp --dport 25 -j CLAW-NO
     );
     let mut again: Tally = text.parse().expect("its own text");
     let taken = again.take(at(30), &counters(&format!("4 filter 9 CLAW-E3 {SMTP}")), &effective);
-    assert_eq!(
-        (shown(&taken).as_str(), taken.over),
-        ("demo 25/tcp 4", Some(Duration::from_secs(30)))
-    );
+    assert_eq!((shown(&taken).as_str(), taken.over), ("demo 25/tcp 4", None));
+    let later = again.take(at(40), &counters(&format!("4 filter 9 CLAW-E3 {SMTP}")), &effective);
+    assert_eq!((shown(&later).as_str(), later.over), ("", Some(Duration::from_secs(10))));
     again.take_names(&name("demo"), 12, 1);
     assert_eq!(again.blocked(&name("demo")).dns_queries, 12);
 }
@@ -249,7 +247,7 @@ fn a_damaged_text_is_told_by_its_line() {
     for line in [
         "ingress",
         "ingress x",
-        "taken 1 2",
+        "ingress 1 2",
         "port demo tcp 0 1",
         "port demo icmp 1 1",
         "port Demo tcp 1 1",

@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! tally 1
-//! taken 1732150000000
 //! ingress 17
 //! port demo tcp 25 340
 //! outside demo 3
@@ -20,11 +19,10 @@ use super::{RuleKey, Tally, Totals};
 use crate::firewall::{Family, Port, Protocol, Table};
 use crate::name::InstanceName;
 use crate::report::BlockedTraffic;
-use crate::time::Timestamp;
 
 const HEAD: &str = "tally 1";
 
-const KINDS: [&str; 7] = ["taken", "ingress", "port", "outside", "closed", "names", "rule"];
+const KINDS: [&str; 6] = ["ingress", "port", "outside", "closed", "names", "rule"];
 
 /// Why a text is no tally.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,11 +50,8 @@ pub enum LineProblem {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { taken_at, seen, totals, ingress } = self;
+        let Self { taken_at: _, seen, totals, ingress } = self;
         writeln!(f, "{HEAD}")?;
-        if let Some(at) = taken_at {
-            writeln!(f, "taken {}", at.millis())?;
-        }
         writeln!(f, "ingress {ingress}")?;
         for (name, Totals { traffic, names_seen }) in totals {
             let BlockedTraffic { ports, outside, closed, dns_queries, dns_refused } = traffic;
@@ -101,7 +96,6 @@ impl Tally {
     /// Takes up a line; `None` when it is none of ours.
     fn read(&mut self, kind: &str, rest: &str) -> Option<()> {
         match kind {
-            "taken" => self.taken_at = Some(Timestamp::from_millis(rest.parse().ok()?)),
             "ingress" => self.ingress = rest.parse().ok()?,
             "port" => {
                 let [name, protocol, port, count] = words(rest)?;
