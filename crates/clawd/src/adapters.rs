@@ -11,11 +11,13 @@
 //! | [`files`] | `Files` | file systems, tmpfs, symbolic links |
 //! | [`gateway`] | `Gateway` | OpenClaw's probes |
 //! | [`host`] | `Host` | /proc, cgroups, sysinfo |
+//! | [`dns_forwarder`] | `Resolver` | the files between clawd and `clawd dns` |
 //! | [`clock`] | `Clock` | time and randomness of the machine |
 //! | [`command`] | – | how programs are run |
 
 pub mod clock;
 pub mod command;
+pub mod dns_forwarder;
 pub mod docker;
 pub mod files;
 pub mod gateway;

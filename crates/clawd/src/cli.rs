@@ -35,6 +35,8 @@ pub struct Cli {
 pub enum Command {
     /// Give this host its identity in a fleet, with a one-time join token.
     Join(JoinArgs),
+    /// Answer the names of every instance on its bridge; run by clawd-dns.service.
+    Dns,
 }
 
 /// How to join.

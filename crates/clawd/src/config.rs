@@ -14,6 +14,10 @@ use crate::session::address::Address;
 
 /// Where the configuration is unless the command line says otherwise.
 pub const STANDARD_PATH: &str = "/etc/clawd/clawd.toml";
+/// The port of name servers (RFC 1035).
+const DNS_PORT: u16 = 53;
+/// The C library asks three; more would not be asked in time.
+const MAX_UPSTREAMS: usize = 8;
 
 /// A complete and valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Docker's socket.
     pub docker_socket: PathBuf,
+    /// Name servers that the forwarder asks; `None`: those of `/etc/resolv.conf`.
+    pub dns_upstreams: Option<Vec<SocketAddr>>,
     /// Between two looks at a healthy gateway.
     pub probe_healthy: Duration,
     /// Between two looks at a gateway that was healthy and is not.
@@ -87,6 +93,7 @@ struct RawConfig {
     proxy: RawProxy,
     paths: RawPaths,
     docker: RawDocker,
+    dns: RawDns,
     probe: RawProbe,
 }
 
@@ -120,6 +127,12 @@ struct RawPaths {
 #[serde(deny_unknown_fields, default)]
 struct RawDocker {
     socket: PathBuf,
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawDns {
+    upstreams: Option<Vec<String>>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -206,6 +219,12 @@ impl Config {
             },
             paths: RawPaths { data_dir: self.data_dir.clone(), run_dir: self.run_dir.clone() },
             docker: RawDocker { socket: self.docker_socket.clone() },
+            dns: RawDns {
+                upstreams: self
+                    .dns_upstreams
+                    .as_ref()
+                    .map(|servers| servers.iter().map(ToString::to_string).collect()),
+            },
             probe: RawProbe {
                 healthy_interval_ms: millis(self.probe_healthy),
                 failing_interval_ms: millis(self.probe_failing),
@@ -230,6 +249,8 @@ impl TryFrom<RawConfig> for Config {
         faults.absolute("paths.data_dir", &raw.paths.data_dir);
         faults.absolute("paths.run_dir", &raw.paths.run_dir);
         faults.absolute("docker.socket", &raw.docker.socket);
+        let upstreams = raw.dns.upstreams.map(|list| parse_upstreams(&list));
+        let dns_upstreams = faults.take("dns.upstreams", upstreams.transpose()).flatten();
         let healthy = raw.probe.healthy_interval_ms;
         let probe_healthy = faults.interval("probe.healthy_interval_ms", healthy);
         let failing = raw.probe.failing_interval_ms;
@@ -243,6 +264,7 @@ impl TryFrom<RawConfig> for Config {
             data_dir: raw.paths.data_dir,
             run_dir: raw.paths.run_dir,
             docker_socket: raw.docker.socket,
+            dns_upstreams,
             probe_healthy,
             probe_failing,
         })
@@ -316,6 +338,22 @@ fn parse_listen(texts: &[String]) -> Result<Vec<SocketAddr>, String> {
     Ok(addresses)
 }
 
+/// Addresses of name servers, with port 53 unless they name another.
+fn parse_upstreams(texts: &[String]) -> Result<Vec<SocketAddr>, String> {
+    let servers = texts.iter().map(|text| {
+        let plain = text.parse().map(|address| SocketAddr::new(address, DNS_PORT));
+        let server = plain.or_else(|_no_address| text.parse());
+        server.map_err(|_invalid| {
+            format!("must be addresses such as 9.9.9.9 or [2620:fe::fe]:53, got {text:?}")
+        })
+    });
+    let servers = servers.collect::<Result<Vec<_>, String>>()?;
+    if servers.is_empty() || servers.len() > MAX_UPSTREAMS {
+        return Err(format!("must be 1 to {MAX_UPSTREAMS} addresses, got {}", servers.len()));
+    }
+    Ok(servers)
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -333,7 +371,8 @@ mod tests {
         let config = parse("").unwrap();
         assert_eq!(config.pool, AddressPool::STANDARD);
         assert_eq!(parse(&config.to_toml()).unwrap(), config);
-        let text = "[coordinator]\nendpoint = \"a.example:7443\"\n[proxy]\nlisten = [\"127.0.0.1:8080\"]\n";
+        let text = "[coordinator]\nendpoint = \"a.example:7443\"\n[proxy]\nlisten = [\"127.0.0.1:8080\"]\n\
+                    [dns]\nupstreams = [\"192.0.2.1\", \"[2001:db8::1]:5353\"]\n";
         let config = parse(text).unwrap();
         assert_eq!(parse(&config.to_toml()).unwrap(), config);
     }
@@ -350,6 +389,7 @@ mod tests {
             coordinator.endpoint = 'nowhere'
             network.address_pool = '8.8.0.0/16'
             proxy = { listen = ['x'], hosts_dir = 'relative' }
+            dns.upstreams = ['9.9.9.9', 'dns.example']
             probe.healthy_interval_ms = 1
         ";
         let Err(ConfigError::Faults { faults, .. }) = parse(text) else {
@@ -363,6 +403,7 @@ mod tests {
                 "network.address_pool",
                 "proxy.listen",
                 "proxy.hosts_dir",
+                "dns.upstreams",
                 "probe.healthy_interval_ms",
             ]
         );

@@ -18,6 +18,7 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "testing")]
 pub mod contract;
+pub mod dns;
 #[cfg(feature = "testing")]
 pub mod fakes;
 pub mod join;

@@ -41,14 +41,21 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
     let runtime = runtime()?;
     match &cli.command {
         Some(Command::Join(args)) => runtime.block_on(join_fleet(args, &config)),
-        None => {
-            logging::init();
-            let outcome = LocalSet::new().block_on(&runtime, clawd::run::run(&config));
-            // A blocked thread must not hold up the end.
-            runtime.shutdown_background();
-            Ok(outcome?)
-        }
+        Some(Command::Dns) => work(runtime, clawd::dns::run(&config)),
+        None => work(runtime, clawd::run::run(&config)),
     }
+}
+
+/// Runs the agent, or what else the service manager starts, to its end.
+fn work<E>(runtime: Runtime, work: impl Future<Output = Result<(), E>>) -> anyhow::Result<()>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    logging::init();
+    let outcome = LocalSet::new().block_on(&runtime, work);
+    // A blocked thread must not hold up the end.
+    runtime.shutdown_background();
+    Ok(outcome?)
 }
 
 async fn join_fleet(args: &JoinArgs, config: &Config) -> anyhow::Result<()> {

@@ -1,0 +1,50 @@
+//! How much each instance may make the forwarder remember: shares of fixed totals, so that memory is
+//! bounded whatever containers ask for, with 254 instances as with one.
+
+/// Bytes of answers that are kept, in all.
+const CACHE_BYTES: usize = 8 * 1024 * 1024;
+/// Entries of sets that are recorded, in all; each takes about 150 bytes.
+const ENTRIES: usize = 65_536;
+/// Names outside lists that are kept, in all; each takes up to 700 bytes, and as much again in the file.
+const NAMES: usize = 8192;
+
+/// The share of one instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Bytes of answers that are kept.
+    pub cache_bytes: usize,
+    /// Entries of sets that are recorded.
+    pub entries: usize,
+    /// Names outside the list that are kept; at most 256, as `DnsCounters` says.
+    pub names: usize,
+}
+
+impl Budget {
+    /// The share of each of so many instances.
+    #[must_use]
+    pub fn of(instances: usize) -> Self {
+        let share = |total: usize, most: usize| (total / instances.max(1)).min(most);
+        Self {
+            cache_bytes: share(CACHE_BYTES, 256 * 1024),
+            entries: share(ENTRIES, 4096),
+            names: share(NAMES, 256),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_stay_within_the_totals() {
+        assert_eq!(Budget::of(0), Budget::of(1));
+        assert_eq!(Budget::of(1).names, 256);
+        for instances in [1, 10, 100, 254] {
+            let budget = Budget::of(instances);
+            assert!(budget.cache_bytes * instances <= CACHE_BYTES);
+            assert!(budget.entries * instances <= ENTRIES && budget.entries >= 256);
+            assert!(budget.names * instances <= NAMES && budget.names >= 32);
+        }
+    }
+}

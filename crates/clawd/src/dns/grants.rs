@@ -1,0 +1,293 @@
+//! What the live sets of one instance hold, and on whose account: the record never lacks an entry that
+//! a set holds, so that a tightened list can take back what it no longer allows.
+//!
+//! What it deliberately does not do: touch sets. Each method says what is to be changed; entries are
+//! recorded before a change is tried and confirmed after it succeeded.
+//!
+//! Where to start: [`Grants::missing`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use claw_core::firewall::Protocol;
+use tokio::time::Instant;
+
+use super::names::Access;
+use super::sets::Entry;
+
+/// An entry stays at least so long: names with a TTL of seconds would otherwise cost a change each time,
+/// and clients that ignore it would find the door closed.
+pub const MIN_LIFE: Duration = Duration::from_secs(60);
+/// And at most so long: RFC 8767 advises to take no TTL beyond days for true.
+pub const MAX_LIFE: Duration = Duration::from_secs(86_400);
+/// An entry outlives the TTL that the client is told by so much: a client may connect at its last moment.
+pub const SLACK: Duration = Duration::from_secs(60);
+/// After so long an entry is added again although it should be there: somebody may have flushed its set.
+pub const TRUST: Duration = Duration::from_secs(30);
+/// The kernel counts an entry's time from the addition, which may come so much after its record.
+const DELAY: Duration = Duration::from_secs(5);
+/// Most names to whose account an entry is put; of more, the oldest is forgotten.
+const MAX_NAMES: usize = 8;
+
+#[derive(Debug)]
+struct Held {
+    until: Instant,
+    confirmed: Option<Instant>,
+    names: Vec<Rc<str>>,
+}
+
+/// The record of one instance.
+#[derive(Debug)]
+pub struct Grants {
+    held: BTreeMap<Entry, Held>,
+    capacity: usize,
+}
+
+impl Grants {
+    /// An empty record of at most so many entries.
+    #[must_use]
+    pub const fn new(capacity: usize) -> Self {
+        Self { held: BTreeMap::new(), capacity }
+    }
+
+    /// Holds at most so many entries from the next addition on.
+    pub const fn bound(&mut self, capacity: usize) {
+        self.capacity = capacity;
+    }
+
+    /// How many entries it holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether it holds none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// Which of the entries are not known to stay for `ttl` and [`SLACK`].
+    #[must_use]
+    pub fn missing(&self, wanted: &BTreeSet<Entry>, ttl: Duration, now: Instant) -> Vec<Entry> {
+        let stays = |entry: &Entry| {
+            self.held.get(entry).is_some_and(|held| {
+                let trusted = held.confirmed.is_some_and(|confirmed| now < confirmed + TRUST);
+                trusted && held.until >= now + ttl.min(MAX_LIFE) + SLACK
+            })
+        };
+        wanted.iter().filter(|&entry| !stays(entry)).copied().collect()
+    }
+
+    /// Records entries that are about to be added for a name; returns each with its timeout, and the
+    /// entries that must be removed to make room.
+    pub fn record(
+        &mut self,
+        name: &Rc<str>,
+        entries: &[Entry],
+        ttl: Duration,
+        now: Instant,
+    ) -> Recorded {
+        let until = now + ttl.clamp(MIN_LIFE, MAX_LIFE) + SLACK;
+        self.held.retain(|_entry, held| held.until + DELAY > now);
+        let mut adds = Vec::with_capacity(entries.len());
+        for &entry in entries {
+            let held = self.held.entry(entry).or_insert_with(|| Held {
+                until,
+                confirmed: None,
+                names: Vec::new(),
+            });
+            held.until = held.until.max(until);
+            held.confirmed = None;
+            if !held.names.contains(name) {
+                if held.names.len() >= MAX_NAMES {
+                    held.names.remove(0);
+                }
+                held.names.push(Rc::clone(name));
+            }
+            adds.push((entry, held.until.duration_since(now)));
+        }
+        Recorded { adds, evicted: self.evict(entries) }
+    }
+
+    /// Confirms entries that were added.
+    pub fn confirm(&mut self, entries: &[Entry], now: Instant) {
+        for entry in entries {
+            if let Some(held) = self.held.get_mut(entry) {
+                held.confirmed = Some(now);
+            }
+        }
+    }
+
+    /// Entries that no name is entitled to any more. They stay recorded until [`Self::forget`].
+    #[must_use]
+    pub fn unentitled(&self, access: impl Fn(&str) -> Option<Access>) -> Vec<Entry> {
+        let entitled = |entry: &Entry, name: &Rc<str>| match (access(name), entry.port) {
+            (Some(Access::All), None) => true,
+            (Some(Access::Ports(ports)), Some((_, port))) => ports.contains(&port),
+            _ => false,
+        };
+        let unentitled = self
+            .held
+            .iter()
+            .filter(|(entry, held)| !held.names.iter().any(|name| entitled(entry, name)));
+        unentitled.map(|(entry, _held)| *entry).collect()
+    }
+
+    /// Forgets entries that were removed.
+    pub fn forget(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            self.held.remove(entry);
+        }
+    }
+
+    /// Forgets everything: the sets were cleared.
+    pub fn clear(&mut self) {
+        self.held.clear();
+    }
+
+    /// Entries beyond the capacity that end soonest, but none of `kept`. They stay recorded until
+    /// [`Self::forget`].
+    fn evict(&self, kept: &[Entry]) -> Vec<Entry> {
+        let surplus = self.held.len().saturating_sub(self.capacity);
+        if surplus == 0 {
+            return Vec::new();
+        }
+        let mut candidates: Vec<(Instant, Entry)> = self
+            .held
+            .iter()
+            .filter(|(entry, _held)| !kept.contains(entry))
+            .map(|(entry, held)| (held.until, *entry))
+            .collect();
+        candidates.sort_unstable();
+        candidates.into_iter().take(surplus).map(|(_until, entry)| entry).collect()
+    }
+}
+
+/// What [`Grants::record`] asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// To be added, with how long each stays.
+    pub adds: Vec<(Entry, Duration)>,
+    /// To be removed first.
+    pub evicted: Vec<Entry>,
+}
+
+/// The entries that let an instance reach addresses as far as `access` says.
+#[must_use]
+pub fn entries(addresses: &BTreeSet<IpAddr>, access: &Access) -> BTreeSet<Entry> {
+    let of = |&address: &IpAddr| -> Vec<Entry> {
+        match access {
+            Access::All => vec![Entry { address, port: None }],
+            Access::Ports(ports) => {
+                let both = |&port| Protocol::BOTH.map(|protocol| (protocol, port));
+                let ports = ports.iter().flat_map(both);
+                ports.map(|port| Entry { address, port: Some(port) }).collect()
+            }
+        }
+    };
+    addresses.iter().flat_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use claw_core::firewall::Port;
+
+    use super::*;
+
+    const fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    fn entry(last: u8) -> Entry {
+        Entry { address: [192, 0, 2, last].into(), port: None }
+    }
+
+    fn grant(
+        grants: &mut Grants,
+        name: &str,
+        entries: &[Entry],
+        ttl: u64,
+        now: Instant,
+    ) -> Recorded {
+        let recorded = grants.record(&Rc::from(name), entries, seconds(ttl), now);
+        grants.forget(&recorded.evicted);
+        grants.confirm(entries, now);
+        recorded
+    }
+
+    #[track_caller]
+    fn check_life(ttl: u64, expected: u64) {
+        let mut grants = Grants::new(10);
+        let recorded = grant(&mut grants, "a.example", &[entry(1)], ttl, Instant::now());
+        assert_eq!(recorded.adds, [(entry(1), seconds(expected))]);
+    }
+
+    #[test]
+    fn lives_have_a_floor_a_cap_and_slack() {
+        check_life(0, 120);
+        check_life(60, 120);
+        check_life(300, 360);
+        check_life(u64::from(u32::MAX), 86_460);
+    }
+
+    #[test]
+    fn an_entry_is_left_alone_while_it_is_known_to_stay() {
+        let (mut grants, start) = (Grants::new(10), Instant::now());
+        let wanted = BTreeSet::from([entry(1)]);
+        assert_eq!(grants.missing(&wanted, seconds(5), start), [entry(1)]);
+        grant(&mut grants, "a.example", &[entry(1)], 5, start);
+        assert_eq!(grants.missing(&wanted, seconds(5), start + seconds(29)), []);
+        assert_eq!(grants.missing(&wanted, seconds(61), start), [entry(1)]);
+        // Somebody may have flushed the set.
+        assert_eq!(grants.missing(&wanted, seconds(5), start + TRUST), [entry(1)]);
+        // An addition that was tried and not confirmed proves nothing.
+        grants.record(&Rc::from("a.example"), &[entry(1)], seconds(5), start);
+        assert_eq!(grants.missing(&wanted, seconds(5), start), [entry(1)]);
+    }
+
+    #[test]
+    fn a_shorter_ttl_never_shortens_an_entry() {
+        let (mut grants, start) = (Grants::new(10), Instant::now());
+        grant(&mut grants, "a.example", &[entry(1)], 600, start);
+        let recorded = grant(&mut grants, "b.example", &[entry(1)], 5, start);
+        assert_eq!(recorded.adds, [(entry(1), seconds(660))]);
+    }
+
+    #[test]
+    fn the_record_is_bounded_and_what_ends_soonest_goes() {
+        let (mut grants, start) = (Grants::new(2), Instant::now());
+        grant(&mut grants, "a.example", &[entry(1)], 100, start);
+        grant(&mut grants, "a.example", &[entry(2)], 90, start);
+        let recorded = grant(&mut grants, "a.example", &[entry(3)], 0, start);
+        assert_eq!((recorded.evicted, grants.len()), (vec![entry(2)], 2));
+        // What has ended needs no removal.
+        let recorded = grant(&mut grants, "a.example", &[entry(4)], 0, start + seconds(3600));
+        assert_eq!((recorded.evicted, grants.len()), (vec![], 1));
+    }
+
+    #[test]
+    fn a_tightened_list_takes_back_what_nobody_else_has() {
+        let (mut grants, start) = (Grants::new(100), Instant::now());
+        let port = |number| Port::new(number).unwrap();
+        let on = |ports: &[u16]| Access::Ports(ports.iter().map(|&number| port(number)).collect());
+        let addresses = BTreeSet::from([entry(1).address]);
+        let narrow = |number| Entry { port: Some((Protocol::Tcp, port(number))), ..entry(1) };
+        let both: Vec<Entry> = entries(&addresses, &on(&[80, 443])).into_iter().collect();
+        assert_eq!(both.len(), 4);
+        grant(&mut grants, "a.example", &both, 60, start);
+        grant(&mut grants, "b.example", &[narrow(80)], 60, start);
+        assert_eq!(grants.unentitled(|_name| Some(on(&[80, 443]))), []);
+        let left = grants.unentitled(|name| (name == "b.example").then(|| on(&[80, 443])));
+        assert_eq!(left.len(), 3, "b.example keeps 80/tcp: {left:?}");
+        assert!(!left.contains(&narrow(80)));
+        assert_eq!(grants.unentitled(|_name| None).len(), 4);
+        assert_eq!(
+            grants.unentitled(|_name| Some(Access::All)).len(),
+            4,
+            "entries without ports do"
+        );
+    }
+}
