@@ -14,7 +14,7 @@ use crate::firewall::{
     Access, AllowedNetwork, Allowlist, Egress, ExtraPort, HostPolicy, Mode, NetworkPolicy,
     Protocol, Reach, Set, SetContent, SshPolicy, WebAccess,
 };
-use policies::{access, cidrs, default_host, interface, name, port, ports, with_instance};
+use policies::{access, cidr, cidrs, default_host, interface, name, port, ports, with_instance};
 
 /// Each chain and the list of sets, as transcripts.
 fn sections(effective: &Effective) -> Vec<String> {
@@ -143,10 +143,6 @@ fn listed(mode: Mode) -> Effective {
 
 fn with_host(host: HostPolicy) -> Effective {
     Effective { host, ..default_host() }
-}
-
-fn cidr(text: &str) -> crate::firewall::Cidr {
-    crate::firewall::Cidr::parse(text).expect("valid")
 }
 
 #[test]

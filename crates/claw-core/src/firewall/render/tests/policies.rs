@@ -23,8 +23,12 @@ pub(in crate::firewall) fn ports<const N: usize>(numbers: [u16; N]) -> BTreeSet<
     numbers.map(port).into()
 }
 
+pub(in crate::firewall) fn cidr(text: &str) -> Cidr {
+    Cidr::parse(text).expect("valid")
+}
+
 pub(in crate::firewall) fn cidrs<const N: usize>(texts: [&str; N]) -> BTreeSet<Cidr> {
-    texts.map(|text| Cidr::parse(text).expect("valid")).into()
+    texts.map(cidr).into()
 }
 
 pub(in crate::firewall) fn interface(name: &str) -> InterfaceName {
