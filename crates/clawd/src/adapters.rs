@@ -12,6 +12,8 @@
 //! | [`gateway`] | `Gateway` | OpenClaw's probes |
 //! | [`host`] | `Host` | /proc, cgroups, sysinfo |
 //! | [`dns_forwarder`] | `Resolver` | the files between clawd and `clawd dns` |
+//! | [`iptables`] | `Firewall`, `Traffic` | iptables, ip6tables, ipset, conntrack, nf_tables' netlink, where sshd listens |
+//! | [`login_log`] | `LoginLog` | journalctl, sshd's log |
 //! | [`clock`] | `Clock` | time and randomness of the machine |
 //! | [`command`] | – | how programs are run |
 
@@ -22,4 +24,6 @@ pub mod docker;
 pub mod files;
 pub mod gateway;
 pub mod host;
+pub mod iptables;
+pub mod login_log;
 pub mod nginx;

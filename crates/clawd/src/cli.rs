@@ -35,6 +35,14 @@ pub struct Cli {
 pub enum Command {
     /// Give this host its identity in a fleet, with a one-time join token.
     Join(JoinArgs),
+    /// Put the last good firewall rules in force; run at boot by clawd-firewall.service.
+    FirewallBoot,
+    /// Try firewall rules that the agent wrote down; run by clawd-firewall-check.service, in a network
+    /// namespace of its own.
+    FirewallCheck,
+    /// Wait until new firewall rules should have proven good, then put back the old ones; run by
+    /// clawd-firewall-revert.service.
+    FirewallRevert,
     /// Answer the names of every instance on its bridge; run by clawd-dns.service.
     Dns,
 }

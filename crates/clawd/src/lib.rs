@@ -21,6 +21,7 @@ pub mod contract;
 pub mod dns;
 #[cfg(feature = "testing")]
 pub mod fakes;
+pub mod firewall;
 pub mod join;
 pub mod joined;
 pub mod journal;

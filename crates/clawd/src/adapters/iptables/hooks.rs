@@ -1,0 +1,249 @@
+//! Entry chains, and the jumps to them from chains of others: placed by the `iptables` crate, one by one.
+//!
+//! A jump stands at the first place of its chain. One that does not is not moved but replaced: a marked
+//! copy goes in at the first place, the old ones out, an unmarked one in, the marked one out; so that a
+//! packet meets our chain at every moment, and no rule is ever deleted by its number, which others change.
+//!
+//! The crate forks once for each operation and waits for ever, so it runs on a thread of its own with a
+//! deadline around it. Of its functions only those are used that look at the exit status (`new`,
+//! `new_chain`, `insert`, `delete`); what is there is known from `iptables-save`.
+
+use claw_core::firewall::saved::{self, Saved, SavedHook, SavedTable};
+use claw_core::firewall::{Family, FamilyRules, Hook, Table, TableRules};
+use iptables::IPTables;
+
+use super::kernel::DEADLINE;
+use super::ledger::Ledger;
+use crate::ports::FirewallError;
+
+/// What marks a copy that stands in for a jump while it is moved.
+const MARK: &str = "-m comment --comment claw-moves";
+
+/// A rule of somebody's chain that leads to ours and that nobody asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Surplus {
+    pub(super) table: Table,
+    pub(super) from: String,
+    pub(super) to: String,
+    pub(super) rule: String,
+}
+
+/// One operation of the crate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Operation {
+    NewChain { table: Table, chain: String },
+    InsertFirst { table: Table, chain: String, rule: String },
+    Delete { table: Table, chain: String, rule: String },
+}
+
+/// The crate's failure; its own error is not `Send`.
+#[derive(Debug, thiserror::Error)]
+enum CrateError {
+    #[error("{operation:?} failed: {message}")]
+    Failed { operation: Operation, message: String },
+    #[error("{program} cannot be used: {message}")]
+    Unusable { program: &'static str, message: String },
+    #[error("the thread ended")]
+    Thread(#[from] tokio::task::JoinError),
+    #[error("it did not end within {} s", DEADLINE.as_secs())]
+    Timeout,
+}
+
+/// Chains in which there is a difference, without jumps: what `iptables-restore` is to be given. Tables
+/// without a difference are left out.
+pub(super) fn differing(rules: &FamilyRules, found: &Saved) -> FamilyRules {
+    let differs = |table: &TableRules| {
+        let chains = FamilyRules {
+            family: rules.family,
+            tables: vec![TableRules { hooks: Vec::new(), ..table.clone() }],
+        };
+        !saved::deviations(&chains, &without_left_over(table, found)).is_empty()
+    };
+    let tables = rules.tables.iter().filter(|table| differs(table)).cloned().collect();
+    FamilyRules { family: rules.family, tables }
+}
+
+/// One table as it is, less the chains that nobody wants.
+fn without_left_over(table: &TableRules, found: &Saved) -> Saved {
+    let mut found = Saved {
+        tables: found
+            .tables
+            .get_key_value(&table.table)
+            .map(|(k, v)| (*k, v.clone()))
+            .into_iter()
+            .collect(),
+    };
+    for content in found.tables.values_mut() {
+        content.chains.retain(|name, _| table.chains.iter().any(|chain| chain.name == *name));
+    }
+    found
+}
+
+/// Rules that lead to our chains and are not one of the expected jumps: second ones, marked ones that a
+/// killed process left, and what others have made.
+pub(super) fn surplus(rules: &FamilyRules, found: &Saved) -> Vec<Surplus> {
+    let mut surplus = Vec::new();
+    for (table, content) in &found.tables {
+        let mut expected: Vec<&Hook> =
+            rules.table(*table).map(|rules| rules.hooks.iter().collect()).unwrap_or_default();
+        for SavedHook { from, to, rule, .. } in &content.hooks {
+            let known = expected.iter().position(|hook| hook.from == from && plain(hook) == *rule);
+            match known {
+                Some(index) => drop(expected.swap_remove(index)),
+                None => surplus.push(Surplus {
+                    table: *table,
+                    from: from.clone(),
+                    to: to.clone(),
+                    rule: rule.clone(),
+                }),
+            }
+        }
+    }
+    surplus
+}
+
+/// Makes the entry chains that are missing.
+pub(super) async fn make_entry_chains(
+    rules: &FamilyRules,
+    found: &Saved,
+    ledger: &Ledger,
+) -> Result<(), FirewallError> {
+    let doing = "making the entry chains";
+    run(rules.family, entry_chains(rules, found), ledger, doing).await
+}
+
+/// Places the jumps that are missing or stand elsewhere, and removes the surplus.
+pub(super) async fn place(
+    rules: &FamilyRules,
+    found: &Saved,
+    ledger: &Ledger,
+) -> Result<(), FirewallError> {
+    run(rules.family, operations(rules, found), ledger, "placing the jumps to our chains").await
+}
+
+fn entry_chains(rules: &FamilyRules, found: &Saved) -> Vec<Operation> {
+    let none = SavedTable::default();
+    let mut operations = Vec::new();
+    for table in &rules.tables {
+        let there = found.tables.get(&table.table).unwrap_or(&none);
+        for hook in &table.hooks {
+            let make = Operation::NewChain { table: table.table, chain: hook.to.clone() };
+            if !there.chains.contains_key(&hook.to) && !operations.contains(&make) {
+                operations.push(make);
+            }
+        }
+    }
+    operations
+}
+
+fn operations(rules: &FamilyRules, found: &Saved) -> Vec<Operation> {
+    let surplus = surplus(rules, found);
+    let mut operations = Vec::new();
+    for table in &rules.tables {
+        for hook in &table.hooks {
+            operations.extend(one(rules.family, table.table, hook, found, &surplus));
+        }
+    }
+    // Jumps that are expected were dealt with above; those to chains that go, go with them.
+    let strange = surplus.into_iter().filter(|gone| {
+        let table = rules.table(gone.table);
+        table.is_some_and(|table| {
+            let wanted = table.hooks.iter().any(|h| h.from == gone.from && plain(h) == gone.rule);
+            !wanted && table.chains.iter().any(|chain| chain.name == gone.to)
+        })
+    });
+    operations.extend(strange.map(|Surplus { table, from, rule, .. }| Operation::Delete {
+        table,
+        chain: from,
+        rule,
+    }));
+    operations
+}
+
+/// What brings one jump to its place.
+fn one(
+    family: Family,
+    table: Table,
+    hook: &Hook,
+    found: &Saved,
+    surplus: &[Surplus],
+) -> Vec<Operation> {
+    let chain = hook.from.to_owned();
+    let rule = plain(hook);
+    let alone = TableRules { table, chains: Vec::new(), hooks: vec![hook.clone()] };
+    let seen = without_left_over(&alone, found);
+    let alone = FamilyRules { family, tables: vec![alone] };
+    let right = saved::deviations(&alone, &seen).is_empty();
+    let doubles = surplus.iter().filter(|s| s.table == table && s.from == chain && s.rule == rule);
+    let doubles = doubles.count();
+    if right && doubles == 0 {
+        return Vec::new();
+    }
+    let hooks = found.tables.get(&table).map(|content| content.hooks.as_slice());
+    let there = hooks.unwrap_or_default();
+    let there = there.iter().filter(|h| h.from == chain && h.rule == rule).count();
+    let insert =
+        |rule: &String| Operation::InsertFirst { table, chain: chain.clone(), rule: rule.clone() };
+    let delete =
+        |rule: &String| Operation::Delete { table, chain: chain.clone(), rule: rule.clone() };
+    if there == 0 {
+        return vec![insert(&rule)];
+    }
+    let marked = format!("{MARK} {rule}");
+    let mut operations = vec![insert(&marked)];
+    operations.extend(std::iter::repeat_n(delete(&rule), there));
+    operations.extend([insert(&rule), delete(&marked)]);
+    operations
+}
+
+fn plain(hook: &Hook) -> String {
+    format!("-j {}", hook.to)
+}
+
+async fn run(
+    family: Family,
+    operations: Vec<Operation>,
+    ledger: &Ledger,
+    doing: &'static str,
+) -> Result<(), FirewallError> {
+    if operations.is_empty() {
+        return Ok(());
+    }
+    let ledger = ledger.clone();
+    let work = tokio::task::spawn_blocking(move || carry_out(family, operations, &ledger));
+    let outcome = match tokio::time::timeout(DEADLINE, work).await {
+        Ok(ended) => ended.unwrap_or_else(|error| Err(error.into())),
+        Err(_elapsed) => Err(CrateError::Timeout),
+    };
+    outcome.map_err(|source| FirewallError::Command { doing, source: Box::new(source) })
+}
+
+fn carry_out(
+    family: Family,
+    operations: Vec<Operation>,
+    ledger: &Ledger,
+) -> Result<(), CrateError> {
+    let program = match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    };
+    let tables = iptables::new(family == Family::V6)
+        .map_err(|error| CrateError::Unusable { program, message: error.to_string() })?;
+    for operation in operations {
+        let _running = ledger.begin(program);
+        if let Err(error) = operation.run(&tables) {
+            return Err(CrateError::Failed { operation, message: error.to_string() });
+        }
+    }
+    Ok(())
+}
+
+impl Operation {
+    fn run(&self, tables: &IPTables) -> Result<(), Box<dyn std::error::Error>> {
+        match self {
+            Self::NewChain { table, chain } => tables.new_chain(table.name(), chain),
+            Self::InsertFirst { table, chain, rule } => tables.insert(table.name(), chain, rule, 1),
+            Self::Delete { table, chain, rule } => tables.delete(table.name(), chain, rule),
+        }
+    }
+}
