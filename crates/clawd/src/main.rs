@@ -10,7 +10,7 @@ use claw_identity::{Tls, provider};
 use clawd::cli::{Cli, Command, JoinArgs};
 use clawd::config::Config;
 use clawd::join::{JoinRequest, join};
-use clawd::logging;
+use clawd::{firewall, logging};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::LocalSet;
 
@@ -41,9 +41,25 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
     let runtime = runtime()?;
     match &cli.command {
         Some(Command::Join(args)) => runtime.block_on(join_fleet(args, &config)),
+        Some(Command::FirewallBoot) => work(runtime, firewall::boot(&config)),
+        Some(Command::FirewallCheck) => work(runtime, firewall::check(&config)),
+        Some(Command::FirewallRevert) => work(runtime, firewall::revert(&config)),
         Some(Command::Dns) => work(runtime, clawd::dns::run(&config)),
         None => work(runtime, clawd::run::run(&config)),
     }
+}
+
+async fn join_fleet(args: &JoinArgs, config: &Config) -> anyhow::Result<()> {
+    let request = JoinRequest {
+        coordinator: args.coordinator.clone(),
+        token: args.token()?,
+        host: args.host()?,
+        data_dir: config.data_dir.clone(),
+    };
+    let identity = join(&Tls::new(provider::ring()), &request).await?;
+    let (host, fleet) = (request.host, identity.trust_domain());
+    writeln!(std::io::stdout(), "{host} has joined {fleet}; next: systemctl start clawd")?;
+    Ok(())
 }
 
 /// Runs the agent, or what else the service manager starts, to its end.
@@ -58,17 +74,13 @@ where
     Ok(outcome?)
 }
 
-async fn join_fleet(args: &JoinArgs, config: &Config) -> anyhow::Result<()> {
-    let request = JoinRequest {
-        coordinator: args.coordinator.clone(),
-        token: args.token()?,
-        host: args.host()?,
-        data_dir: config.data_dir.clone(),
-    };
-    let identity = join(&Tls::new(provider::ring()), &request).await?;
-    let (host, fleet) = (request.host, identity.trust_domain());
-    writeln!(std::io::stdout(), "{host} has joined {fleet}; next: systemctl start clawd")?;
-    Ok(())
+/// Runs one of the firewall's programs to its end.
+fn one_shot<E>(runtime: &Runtime, work: impl Future<Output = Result<(), E>>) -> anyhow::Result<()>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    logging::init();
+    Ok(runtime.block_on(work)?)
 }
 
 fn runtime() -> anyhow::Result<Runtime> {
