@@ -30,6 +30,9 @@ struct Field<'a> {
     ingress: Vec<Target>,
 }
 
+/// A way to boot a host again.
+type Boot = fn(&LabHost) -> Result<()>;
+
 /// What was seen while something was done.
 struct Fire {
     egress: Seen,
@@ -279,7 +282,7 @@ fn a_host_boots_under_fire() -> Result<()> {
         Target::new("a port of the host, IPv6", (host.address_v6(), port)),
         Target::new("an instance, routed", (a.address, 18789)),
     ];
-    let boots: [(&str, fn(&LabHost) -> Result<()>); 2] = [
+    let boots: [(&str, Boot); 2] = [
         ("reboots", |host| host.reboot()),
         ("loses its power and boots", |host| host.power_cut().and_then(|()| host.boot_again())),
     ];

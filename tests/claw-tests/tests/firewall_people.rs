@@ -130,7 +130,7 @@ fn is_banned(host: &LabHost, source: IpAddr) -> Result<bool> {
 }
 
 fn assert_ssh(lab: &Lab, host: &LabHost, from: IpAddr, good: fn(&Verdict) -> bool) -> Result<()> {
-    let to = if from.is_ipv4() { host.address().into() } else { host.address_v6().into() };
+    let to: IpAddr = if from.is_ipv4() { host.address().into() } else { host.address_v6().into() };
     let probe = Probe::Tcp { to: (to, 22_u16).into(), from: Some((from, 0).into()) };
     assert_probe(lab.netns(Network::Client), &probe, good)
 }
