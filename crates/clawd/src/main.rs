@@ -74,15 +74,6 @@ where
     Ok(outcome?)
 }
 
-/// Runs one of the firewall's programs to its end.
-fn one_shot<E>(runtime: &Runtime, work: impl Future<Output = Result<(), E>>) -> anyhow::Result<()>
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
-    logging::init();
-    Ok(runtime.block_on(work)?)
-}
-
 fn runtime() -> anyhow::Result<Runtime> {
     Builder::new_current_thread()
         .enable_all()
