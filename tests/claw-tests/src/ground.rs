@@ -174,9 +174,8 @@ impl Ground {
             }
             Ok(())
         })??;
-        // The first host already took these away.
-        let _ = self.neighbour.ip("route del local 127.0.0.1 table local\n");
-        let _ = self.neighbour.ip("route del local 127.0.0.0/8 table local\n");
+        // Its own loopback is in the way, the first time.
+        let _ = self.neighbour.ip("addr del 127.0.0.1/8 dev lo\n");
         self.neighbour
             .ip(&format!("route replace 127.0.0.0/8 via {v4} src 198.51.100.{NEIGHBOUR}\n"))
     }
