@@ -17,6 +17,7 @@ pub(super) fn prerouting(effective: &Effective, family: Family) -> Vec<String> {
     rules.push(format!("-i {BRIDGES} -g {SOURCES}"));
     if !effective.host.blocked.is_empty() {
         let set = HostSet::Blocked.name(family);
+        rules.extend(link(family));
         rules.push(format!("-m set --match-set {set} src -j DROP"));
     }
     match family {
@@ -29,6 +30,18 @@ pub(super) fn prerouting(effective: &Effective, family: Family) -> Vec<String> {
         Family::V6 => rules.push("-d ::1/128 -j DROP".to_owned()),
     }
     rules
+}
+
+/// What SSH itself needs of the link: without neighbour discovery (RFC 4861, types 133 to 136) and a lease,
+/// a blocked router or DHCP server would end the host's addresses, and SSH with them.
+fn link(family: Family) -> Vec<String> {
+    match family {
+        Family::V4 => vec!["-p udp -m udp --sport 67 --dport 68 -j RETURN".to_owned()],
+        Family::V6 => (133..=136)
+            .map(|kind| format!("-p ipv6-icmp -m icmp6 --icmpv6-type {kind} -j RETURN"))
+            .chain(["-d fe80::/64 -p udp -m udp --dport 546 -j RETURN".to_owned()])
+            .collect(),
+    }
 }
 
 /// INPUT.

@@ -488,6 +488,12 @@ raw CLAW-PRE
   -i lo -j RETURN
   ! -i claw-+ -p tcp -m tcp --dport 22 -j RETURN
   -i claw-+ -g CLAW-SRC
+4 -p udp -m udp --sport 67 --dport 68 -j RETURN
+6 -p ipv6-icmp -m icmp6 --icmpv6-type 133 -j RETURN
+6 -p ipv6-icmp -m icmp6 --icmpv6-type 134 -j RETURN
+6 -p ipv6-icmp -m icmp6 --icmpv6-type 135 -j RETURN
+6 -p ipv6-icmp -m icmp6 --icmpv6-type 136 -j RETURN
+6 -d fe80::/64 -p udp -m udp --dport 546 -j RETURN
   -m set --match-set claw-blocked* src -j DROP
 4 -s 10.201.0.0/16 -j DROP
 4 -d 10.201.0.0/16 -j DROP
