@@ -11,9 +11,10 @@
 //! | [`files`] | `Files` | file systems, tmpfs, symbolic links |
 //! | [`gateway`] | `Gateway` | OpenClaw's probes |
 //! | [`host`] | `Host` | /proc, cgroups, sysinfo |
-//! | [`dns_forwarder`] | `Resolver` | the files between clawd and `clawd dns` |
+//! | [`uplink`] | `Uplink` | the way to the coordinator |
 //! | [`iptables`] | `Firewall`, `Traffic` | iptables, ip6tables, ipset, conntrack, nf_tables' netlink, where sshd listens |
 //! | [`login_log`] | `LoginLog` | journalctl, sshd's log |
+//! | [`dns_forwarder`] | `Resolver` | the files between clawd and `clawd dns` |
 //! | [`clock`] | `Clock` | time and randomness of the machine |
 //! | [`command`] | – | how programs are run |
 
@@ -27,3 +28,4 @@ pub mod host;
 pub mod iptables;
 pub mod login_log;
 pub mod nginx;
+pub mod uplink;

@@ -1,9 +1,11 @@
 //! What every part of the agent shares: the machine, the journal, the board of reports.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use claw_core::address::AddressPool;
 use claw_core::event::{EventKind, Severity};
+use claw_core::firewall::Port;
 use claw_core::name::InstanceName;
 
 use crate::journal::{Journal, NewEvent};
@@ -25,7 +27,7 @@ pub struct Agent<M> {
 }
 
 /// What the configuration says to the reconcile side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// From where instances get their networks.
     pub pool: AddressPool,
@@ -36,6 +38,8 @@ pub struct Settings {
     /// Between two observations without a cause, to find what no event tells: a deleted file, a lost
     /// virtual host.
     pub resync: Duration,
+    /// Ports of the reverse proxy.
+    pub web_ports: BTreeSet<Port>,
 }
 
 impl Default for Settings {
@@ -45,6 +49,7 @@ impl Default for Settings {
             probe_healthy: Duration::from_secs(10),
             probe_failing: Duration::from_secs(1),
             resync: Duration::from_secs(300),
+            web_ports: Port::new(8080).into_iter().collect(),
         }
     }
 }

@@ -8,6 +8,7 @@
 
 mod clock;
 mod files;
+mod firewall;
 mod gateway;
 mod host;
 mod mishap;
@@ -18,6 +19,7 @@ use crate::machine::Ports;
 
 pub use clock::FakeClock;
 pub use files::FakeFiles;
+pub use firewall::{FakeFirewall, FakeLoginLog, FakeResolver, FakeUplink};
 pub use gateway::FakeGateway;
 pub use host::FakeHost;
 pub use mishap::{Mishap, Mishaps};
@@ -25,7 +27,18 @@ pub use proxy::FakeProxy;
 pub use runtime::FakeRuntime;
 
 /// A machine in memory.
-pub type FakeMachine = Ports<FakeRuntime, FakeFiles, FakeProxy, FakeGateway, FakeHost, FakeClock>;
+pub type FakeMachine = Ports<
+    FakeRuntime,
+    FakeFiles,
+    FakeProxy,
+    FakeGateway,
+    FakeHost,
+    FakeClock,
+    FakeFirewall,
+    FakeLoginLog,
+    FakeResolver,
+    FakeUplink,
+>;
 
 impl FakeMachine {
     /// An empty machine on which `images` can be pulled.
@@ -33,11 +46,16 @@ impl FakeMachine {
     pub fn new(images: &[&str]) -> Self {
         let (mishaps, clock) = (Mishaps::default(), FakeClock::default());
         let runtime = FakeRuntime::new(images, mishaps.clone(), clock.clone());
+        let firewall = FakeFirewall::new(mishaps.clone());
         Self {
             gateway: FakeGateway::new(runtime.clone()),
             files: FakeFiles::new(mishaps.clone()),
             proxy: FakeProxy::new(mishaps),
             host: FakeHost::default(),
+            login_log: FakeLoginLog::default(),
+            resolver: FakeResolver::default(),
+            uplink: FakeUplink::new(firewall.clone()),
+            firewall,
             runtime,
             clock,
         }
@@ -66,6 +84,10 @@ impl Clone for FakeMachine {
             gateway: self.gateway.clone(),
             host: self.host.clone(),
             clock: self.clock.clone(),
+            firewall: self.firewall.clone(),
+            login_log: self.login_log.clone(),
+            resolver: self.resolver.clone(),
+            uplink: self.uplink.clone(),
         }
     }
 }

@@ -40,9 +40,10 @@ const QUEUE: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// What the desired state is sealed for.
 const STATE_CONTEXT: &[u8] = b"clawd/desired-state";
 
-const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    sql: "
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        sql: "
 CREATE TABLE desired_state (
     id         INTEGER PRIMARY KEY CHECK (id = 1),
     epoch      INTEGER NOT NULL,
@@ -74,7 +75,40 @@ CREATE TABLE event (
     message  TEXT NOT NULL
 ) STRICT;
 ",
-}];
+    },
+    Migration {
+        version: 2,
+        sql: "
+CREATE TABLE note (
+    key   TEXT PRIMARY KEY,
+    value BLOB NOT NULL
+) STRICT;
+",
+    },
+];
+
+/// Things of the host, not of an instance, that the next agent must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Note {
+    /// The host's policy whose rules are the last good ones, encoded as on the wire.
+    HostPolicy,
+    /// The host's policy that was reverted last: digest and the time until which it is not tried again.
+    RevertedPolicy,
+    /// Totals of refused traffic.
+    Tally,
+}
+
+impl Note {
+    const ALL: [Self; 3] = [Self::HostPolicy, Self::RevertedPolicy, Self::Tally];
+
+    const fn key(self) -> &'static str {
+        match self {
+            Self::HostPolicy => "firewall.host-policy",
+            Self::RevertedPolicy => "firewall.reverted-policy",
+            Self::Tally => "firewall.tally",
+        }
+    }
+}
 
 /// The agent's journal.
 #[derive(Debug)]
@@ -94,6 +128,8 @@ pub struct Recovered {
     pub instances: BTreeMap<InstanceName, (Slot, Remembered)>,
     /// Steps that had an intent and no outcome: the agent was ended in their midst.
     pub interrupted: u64,
+    /// Notes of the host.
+    pub notes: BTreeMap<Note, Vec<u8>>,
 }
 
 /// A desired state as it was persisted.
@@ -272,6 +308,18 @@ impl Journal {
         outcome_of(job.await)
     }
 
+    /// Keeps a note in place of the one before. Durable soon; the returned job may be dropped.
+    pub fn note(&self, note: Note, value: Vec<u8>) -> Pending<(), rusqlite::Error> {
+        self.writer.submit(move |db| {
+            db.prepare_cached(
+                "INSERT INTO note (key, value) VALUES (?1, ?2)
+                 ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            )?
+            .execute(params![note.key(), value])
+            .map(|_rows| ())
+        })
+    }
+
     /// Adds an instance.
     ///
     /// # Errors
@@ -434,7 +482,13 @@ fn recover(db: &Connection, seal: &SealKey) -> Result<Recovered, Unreadable> {
         let slot = Slot::new(slot).ok_or(Unreadable::Slot { slot })?;
         instances.insert(name, (slot, stored::decode(&record)?));
     }
-    Ok(Recovered { state, instances, interrupted: 0 })
+    let mut notes = BTreeMap::new();
+    for note in Note::ALL {
+        let mut select = db.prepare_cached("SELECT value FROM note WHERE key = ?1")?;
+        let value = select.query_row([note.key()], |row| row.get::<_, Vec<u8>>(0)).optional()?;
+        notes.extend(value.map(|value| (note, value)));
+    }
+    Ok(Recovered { state, instances, interrupted: 0, notes })
 }
 
 fn read_failed(error: ReadError<rusqlite::Error>) -> OpenFailure {

@@ -1,6 +1,8 @@
 //! All ports of one machine together, so that code is generic over one thing.
 
-use crate::ports::{Clock, Files, Gateway, Host, Proxy, Runtime};
+use crate::ports::{
+    Clock, Files, Firewall, Gateway, Host, LoginLog, Proxy, Resolver, Runtime, Traffic, Uplink,
+};
 
 /// A machine: the real one, or a fake one in tests.
 pub trait Machine: 'static {
@@ -16,6 +18,14 @@ pub trait Machine: 'static {
     type Host: Host;
     /// Time and randomness.
     type Clock: Clock;
+    /// The packet filter.
+    type Firewall: Firewall + Traffic;
+    /// The log of logins.
+    type LoginLog: LoginLog;
+    /// The forwarder of names.
+    type Resolver: Resolver;
+    /// The way to the coordinator.
+    type Uplink: Uplink;
 
     /// Containers, images, networks.
     fn runtime(&self) -> &Self::Runtime;
@@ -29,11 +39,19 @@ pub trait Machine: 'static {
     fn host(&self) -> &Self::Host;
     /// Time and randomness.
     fn clock(&self) -> &Self::Clock;
+    /// The packet filter.
+    fn firewall(&self) -> &Self::Firewall;
+    /// The log of logins.
+    fn login_log(&self) -> &Self::LoginLog;
+    /// The forwarder of names.
+    fn resolver(&self) -> &Self::Resolver;
+    /// The way to the coordinator.
+    fn uplink(&self) -> &Self::Uplink;
 }
 
 /// A machine put together from its ports.
 #[derive(Debug)]
-pub struct Ports<R, F, P, G, H, C> {
+pub struct Ports<R, F, P, G, H, C, W, L, D, U> {
     /// Containers, images, networks.
     pub runtime: R,
     /// Data, delivered files, secrets.
@@ -46,9 +64,17 @@ pub struct Ports<R, F, P, G, H, C> {
     pub host: H,
     /// Time and randomness.
     pub clock: C,
+    /// The packet filter.
+    pub firewall: W,
+    /// The log of logins.
+    pub login_log: L,
+    /// The forwarder of names.
+    pub resolver: D,
+    /// The way to the coordinator.
+    pub uplink: U,
 }
 
-impl<R, F, P, G, H, C> Machine for Ports<R, F, P, G, H, C>
+impl<R, F, P, G, H, C, W, L, D, U> Machine for Ports<R, F, P, G, H, C, W, L, D, U>
 where
     R: Runtime + 'static,
     F: Files + 'static,
@@ -56,6 +82,10 @@ where
     G: Gateway + 'static,
     H: Host + 'static,
     C: Clock + 'static,
+    W: Firewall + Traffic + 'static,
+    L: LoginLog + 'static,
+    D: Resolver + 'static,
+    U: Uplink + 'static,
 {
     type Runtime = R;
     type Files = F;
@@ -63,6 +93,10 @@ where
     type Gateway = G;
     type Host = H;
     type Clock = C;
+    type Firewall = W;
+    type LoginLog = L;
+    type Resolver = D;
+    type Uplink = U;
 
     fn runtime(&self) -> &R {
         &self.runtime
@@ -86,5 +120,21 @@ where
 
     fn clock(&self) -> &C {
         &self.clock
+    }
+
+    fn firewall(&self) -> &W {
+        &self.firewall
+    }
+
+    fn login_log(&self) -> &L {
+        &self.login_log
+    }
+
+    fn resolver(&self) -> &D {
+        &self.resolver
+    }
+
+    fn uplink(&self) -> &U {
+        &self.uplink
     }
 }

@@ -436,6 +436,23 @@ pub trait Resolver {
     ) -> impl Future<Output = Result<BTreeMap<InstanceName, DnsCounters>, ResolverError>>;
 }
 
+/// Why the coordinator cannot be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum UplinkError {
+    /// This host has not joined a fleet, or its identity cannot be used.
+    #[error("this host has no identity to call with")]
+    NoIdentity,
+    /// The connection could not be made.
+    #[error("a new connection to the coordinator failed")]
+    Connect(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// The way to the coordinator.
+pub trait Uplink {
+    /// Makes a new connection, TCP and TLS, and closes it: an established one proves nothing of the way out.
+    fn prove(&self) -> impl Future<Output = Result<(), UplinkError>>;
+}
+
 /// Time and randomness, so that tests can hold them still.
 pub trait Clock {
     /// Now, by the wall clock.

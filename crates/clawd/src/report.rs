@@ -5,9 +5,14 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
+use claw_core::address::InstanceNetwork;
+use claw_core::firewall::{Effective, NetworkPolicy};
 use claw_core::name::InstanceName;
-use claw_core::report::{HealthChange, InstanceReport, Phase, StatusReport, Usage};
+use claw_core::report::{
+    BlockedTraffic, FirewallReport, HealthChange, InstanceReport, Phase, StatusReport, Usage,
+};
 use claw_core::stamp::{Generation, Stamp};
 use claw_core::time::Timestamp;
 use tokio::sync::watch;
@@ -20,6 +25,8 @@ const MAX_HEALTH_HISTORY: usize = 16;
 pub struct Board {
     state: RefCell<State>,
     version: watch::Sender<u64>,
+    /// The firewall's policy that is in force.
+    in_force: watch::Sender<Option<Rc<Effective>>>,
 }
 
 #[derive(Debug, Default)]
@@ -32,11 +39,17 @@ struct State {
     /// First process of each running container, for its usage.
     pids: BTreeMap<InstanceName, u32>,
     inventory: BTreeSet<InstanceName>,
+    /// The last generation for which the firewall has done what it could.
+    firewall_settled: Option<Generation>,
 }
 
 impl Default for Board {
     fn default() -> Self {
-        Self { state: RefCell::default(), version: watch::Sender::new(0) }
+        Self {
+            state: RefCell::default(),
+            version: watch::Sender::new(0),
+            in_force: watch::Sender::new(None),
+        }
     }
 }
 
@@ -116,6 +129,7 @@ impl Board {
         }
         let old = state.status.instances.get(&name);
         report.usage = old.and_then(|old| old.usage).filter(|_| pid.is_some());
+        report.blocked = old.map(|old| old.blocked.clone()).unwrap_or_default();
         let changed = old != Some(&report);
         if changed {
             state.status.instances.insert(name, report);
@@ -144,6 +158,52 @@ impl Board {
         state.pids = pids;
     }
 
+    /// The firewall's policy that is in force, and changes of it.
+    #[must_use]
+    pub fn in_force(&self) -> watch::Receiver<Option<Rc<Effective>>> {
+        self.in_force.subscribe()
+    }
+
+    /// Whether the rules of exactly this policy are in force for an instance.
+    #[must_use]
+    pub fn is_firewalled(
+        &self,
+        name: &InstanceName,
+        network: InstanceNetwork,
+        policy: &NetworkPolicy,
+    ) -> bool {
+        let in_force = self.in_force.borrow();
+        let found = in_force.as_ref().and_then(|effective| effective.instances.get(name));
+        found.is_some_and(|found| found.network == network && found.policy == *policy)
+    }
+
+    /// Sets the firewall's policy that is in force.
+    pub fn set_in_force(&self, effective: Rc<Effective>) {
+        self.in_force.send_replace(Some(effective));
+    }
+
+    /// Changes what is reported of the firewall; `settled` is a generation for which everything was done
+    /// that could be done.
+    pub fn firewall(&self, settled: Option<Generation>, change: impl FnOnce(&mut FirewallReport)) {
+        let mut state = self.state.borrow_mut();
+        let before = state.status.firewall.clone();
+        change(&mut state.status.firewall);
+        state.firewall_settled = settled.or(state.firewall_settled);
+        let changed = state.status.firewall != before;
+        drop(state);
+        if self.settle() || changed {
+            self.bump();
+        }
+    }
+
+    /// Sets what the firewall has refused to instances.
+    pub fn blocked(&self, mut blocked: BTreeMap<InstanceName, BlockedTraffic>) {
+        let mut state = self.state.borrow_mut();
+        for (name, report) in &mut state.status.instances {
+            report.blocked = blocked.remove(name).unwrap_or_default();
+        }
+    }
+
     /// Sets why Docker does not answer; returns what was set before.
     pub fn swap_runtime_problem(&self, problem: Option<String>) -> Option<String> {
         let mut state = self.state.borrow_mut();
@@ -163,7 +223,9 @@ impl Board {
         let reported = |name: &InstanceName| {
             state.status.instances.get(name).is_some_and(|report| report.generation >= generation)
         };
-        let done = state.expected.iter().all(|name| state.settled.contains(name) && reported(name));
+        let firewalled = state.firewall_settled.is_some_and(|settled| settled >= generation);
+        let done = firewalled
+            && state.expected.iter().all(|name| state.settled.contains(name) && reported(name));
         if done {
             state.status.applying = None;
             state.status.last_result = Some(generation);
@@ -193,7 +255,7 @@ pub fn pending(name: &InstanceName, generation: Generation) -> InstanceReport {
         ready: None,
         health_history: Vec::new(),
         usage: None,
-        blocked: claw_core::report::BlockedTraffic::default(),
+        blocked: BlockedTraffic::default(),
     }
 }
 

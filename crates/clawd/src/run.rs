@@ -1,5 +1,6 @@
 //! Puts the agent together and runs it: journal, machine, reconcile, session, service manager.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,11 +11,15 @@ use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::adapters::clock::SystemClock;
+use crate::adapters::dns_forwarder::DnsForwarder;
 use crate::adapters::docker::Docker;
 use crate::adapters::files::{FilesSettings, GATEWAY_OWNER, InstanceFiles, SecretsMedium};
 use crate::adapters::gateway::OpenClaw;
 use crate::adapters::host::Machine as HostAdapter;
+use crate::adapters::iptables::Iptables;
+use crate::adapters::login_log::SystemLoginLog;
 use crate::adapters::nginx::{Nginx, NginxSettings, every_address};
+use crate::adapters::uplink::CoordinatorUplink;
 use crate::agent::{Agent, Settings};
 use crate::config::Config;
 use crate::joined;
@@ -25,6 +30,7 @@ use crate::reconcile::HostLoop;
 use crate::report::Board;
 use crate::session::Session;
 use claw_core::event::{EventKind, Severity};
+use claw_core::firewall::Port;
 
 /// How often progress is checked when no service manager asks for it.
 const BEAT: Duration = Duration::from_secs(60);
@@ -108,18 +114,16 @@ fn settings(config: &Config) -> Settings {
         pool: config.pool,
         probe_healthy: config.probe_healthy,
         probe_failing: config.probe_failing,
+        web_ports: listen(config).iter().filter_map(|address| Port::new(address.port())).collect(),
         ..Settings::default()
     }
 }
 
-fn real_machine(
-    config: &Config,
-) -> Ports<Docker, InstanceFiles, Nginx, OpenClaw, HostAdapter, SystemClock> {
-    let listen = config.proxy_listen.clone().unwrap_or_else(|| every_address(WEB_PORT));
+fn real_machine(config: &Config) -> impl Machine + use<> {
     let proxy = Nginx::start(NginxSettings {
         hosts: config.proxy_hosts.clone(),
         work: config.run_dir.join("nginx"),
-        ..NginxSettings::debian(listen)
+        ..NginxSettings::debian(listen(config))
     });
     let gateway = OpenClaw::new(proxy.listen());
     let files = InstanceFiles::new(FilesSettings {
@@ -135,7 +139,15 @@ fn real_machine(
         gateway,
         host: HostAdapter::new(config.data_dir.clone()),
         clock: SystemClock,
+        firewall: Iptables::new(&config.data_dir, &config.run_dir),
+        login_log: SystemLoginLog::default(),
+        resolver: DnsForwarder::new(&config.data_dir, &config.run_dir),
+        uplink: CoordinatorUplink::new(config.coordinator.clone(), config.data_dir.clone()),
     }
+}
+
+fn listen(config: &Config) -> Vec<SocketAddr> {
+    config.proxy_listen.clone().unwrap_or_else(|| every_address(WEB_PORT))
 }
 
 fn make_data_dir(path: &Path) -> Result<(), StartError> {

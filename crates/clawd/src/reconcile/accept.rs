@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use claw_core::address::{AddressPool, Slot};
+use claw_core::firewall::{Surroundings, check};
 use claw_core::host::{HostState, check_removal};
 use claw_core::name::{InstanceName, StatePath};
 use claw_core::plan::{Delivery, DesiredInstance, Target};
@@ -13,6 +14,9 @@ use claw_core::spec::{GATEWAY_TOKEN, InstanceSpec, Secret};
 use claw_core::stamp::{Digest, Generation, Judgement, Stamp, judge};
 use openclaw::config::{Enforced, GatewayConfig};
 use openclaw::env_file;
+
+use super::firewall::FirewallTarget;
+use crate::agent::Settings;
 
 /// The configuration file of the gateway below its state directory.
 const CONFIG_FILE: &str = "openclaw.json";
@@ -26,8 +30,10 @@ pub struct Held<'a> {
     pub slots: &'a BTreeMap<InstanceName, Slot>,
     /// Slots that a network of an instance not held here occupies already.
     pub found: &'a BTreeMap<InstanceName, Slot>,
-    /// From where networks are given.
-    pub pool: AddressPool,
+    /// What the firewall's rules must know of the host.
+    pub surroundings: &'a Surroundings,
+    /// From where networks are given, and what else the configuration says.
+    pub settings: &'a Settings,
 }
 
 /// What to do with an offer.
@@ -48,6 +54,8 @@ pub struct Accepted {
     pub targets: BTreeMap<InstanceName, DesiredInstance>,
     /// Confirmed removals of instances that this host does not hold (any more).
     pub gone: BTreeSet<InstanceName>,
+    /// The state itself.
+    pub state: HostState,
 }
 
 /// Every reason to refuse an offer.
@@ -85,14 +93,32 @@ pub fn judge_offer(held: &Held<'_>, stamp: &Stamp, bytes: &[u8]) -> Result<Verdi
     let added = assign(held, &state)?;
     let mut slots = held.slots.clone();
     slots.extend(added.iter().cloned());
-    let rendered = render(&state, stamp.generation, &slots, held.pool);
-    if !rendered.faults.is_empty() {
-        let faults = rendered.faults.iter().map(|(name, fault)| format!("{name}: {fault}"));
-        return Err(Refused(faults.collect()));
+    let rendered = render(&state, stamp.generation, &slots, held.settings.pool);
+    let faults = rendered.faults.iter().map(|(name, fault)| format!("{name}: {fault}"));
+    let faults: Vec<String> = faults.chain(firewall_faults(held, &state, &slots)).collect();
+    if !faults.is_empty() {
+        return Err(Refused(faults));
     }
     let gone = state.confirm_removal.difference(&names).cloned();
     let gone = gone.filter(|name| !state.instances.contains_key(name)).collect();
-    Ok(Verdict::Take(Box::new(Accepted { added, targets: rendered.targets, gone })))
+    Ok(Verdict::Take(Box::new(Accepted { added, targets: rendered.targets, gone, state })))
+}
+
+/// What only the host can know to be wrong with the firewall's policy, above all what would lock its
+/// operators out.
+fn firewall_faults(
+    held: &Held<'_>,
+    state: &HostState,
+    slots: &BTreeMap<InstanceName, Slot>,
+) -> Vec<String> {
+    let networks =
+        slots.iter().map(|(name, slot)| (name.clone(), held.settings.pool.network(*slot)));
+    let target = FirewallTarget::of(state, Generation::default(), networks);
+    let effective = target.effective(target.host.clone(), held.surroundings, held.settings);
+    check::effective(&effective, held.surroundings)
+        .iter()
+        .map(|fault| format!("firewall: {fault}"))
+        .collect()
 }
 
 /// The targets of every instance that has a slot.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use claw_core::address::Slot;
 use claw_core::event::{EventKind, Severity};
+use claw_core::firewall::{FirewallDetail, Surroundings};
 use claw_core::host::HostState;
 use claw_core::name::InstanceName;
 use claw_core::plan::DesiredInstance;
@@ -19,10 +20,11 @@ use tokio::task::JoinHandle;
 
 use super::accept::{Accepted, Held, Refused, Verdict, judge_offer, render};
 use super::deadline::{self, within};
+use super::firewall::{FirewallLoop, FirewallTarget, Meter, Noted, detail, guard};
 use super::instance::{InstanceLoop, Pulse};
 use super::wake::{Bell, Cause};
 use crate::agent::Agent;
-use crate::journal::{Recovered, Remembered, WriteFailure};
+use crate::journal::{Note, Recovered, Remembered, WriteFailure};
 use crate::logging::chain;
 use crate::machine::Machine;
 use crate::ports::{Clock as _, Runtime as _, RuntimeEvent};
@@ -55,6 +57,8 @@ impl std::fmt::Debug for Offer {
 pub enum Request {
     /// Observe one instance, or all, again. Answered once it is under way.
     Observe(Option<InstanceName>, oneshot::Sender<Result<(), UnknownInstance>>),
+    /// Tell everything of the firewall.
+    Firewall(oneshot::Sender<Result<Box<FirewallDetail>, String>>),
 }
 
 /// There is no such instance here.
@@ -95,6 +99,19 @@ pub struct HostLoop<M> {
     slots: BTreeMap<InstanceName, Slot>,
     found: BTreeMap<InstanceName, Slot>,
     instances: BTreeMap<InstanceName, Member>,
+    firewall: watch::Sender<Option<Rc<FirewallTarget>>>,
+    surroundings: watch::Receiver<Surroundings>,
+    /// The loop of the firewall and the guard against guessing.
+    _helpers: [Helper; 2],
+}
+
+/// A task that ends with its owner.
+struct Helper(JoinHandle<()>);
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 struct Member {
@@ -125,8 +142,21 @@ impl<M: Machine> HostLoop<M> {
     pub fn new(agent: Rc<Agent<M>>, recovered: Recovered) -> (Self, Inbox) {
         let (offers, offers_in) = watch::channel(None);
         let (requests, requests_in) = mpsc::channel(REQUESTS);
+        let (firewall, targets) = watch::channel(None);
+        let (survey, surroundings) = watch::channel(Surroundings::default());
+        let meter = Meter::new(recovered.notes.get(&Note::Tally).map(Vec::as_slice));
+        let noted = Noted::read(&recovered.notes);
+        let keeper = FirewallLoop::new(Rc::clone(&agent), targets, survey, noted, meter);
+        let guard = guard(Rc::clone(&agent));
+        let helpers = [
+            Helper(tokio::task::spawn_local(keeper.run())),
+            Helper(tokio::task::spawn_local(guard)),
+        ];
         let mut host = Self {
             agent,
+            firewall,
+            surroundings,
+            _helpers: helpers,
             offers: offers_in,
             requests: requests_in,
             ended: mpsc::channel(usize::from(claw_core::address::MAX_SLOTS)),
@@ -147,6 +177,7 @@ impl<M: Machine> HostLoop<M> {
     pub async fn run(mut self, beat: Duration, alive: impl Fn()) {
         let agent = Rc::clone(&self.agent);
         let mut events = agent.machine.runtime().events();
+        let mut in_force = agent.board.in_force();
         let mut retry: Option<Offer> = None;
         let mut beats = std::pin::pin!(agent.machine.clock().sleep(beat));
         loop {
@@ -167,6 +198,10 @@ impl<M: Machine> HostLoop<M> {
                     retry = match retry.take() { Some(offer) => self.take(offer).await, None => None };
                 }
                 Some(request) = self.requests.recv() => self.answer(request),
+                Ok(()) = in_force.changed() => {
+                    in_force.mark_unchanged();
+                    self.instances.values().for_each(|member| member.bell.ring(Cause::Look));
+                }
                 Some(name) = self.ended.1.recv() => self.forgotten(&name).await,
                 () = &mut beats => {
                     if self.is_progressing().await {
@@ -217,17 +252,20 @@ impl<M: Machine> HostLoop<M> {
             let (_, remembered) = remembered.remove(&name).unzip();
             self.spawn(desired, remembered.unwrap_or_default());
         }
+        self.want_firewall(state, stamp);
         let gone = state.confirm_removal.iter().filter(|name| !names.contains(*name));
         gone.for_each(|name| self.agent.board.removed(name, stamp.generation));
     }
 
     /// Judges, persists and applies an offer; returns it when it must be tried again.
     async fn take(&mut self, offer: Offer) -> Option<Offer> {
+        let surroundings = self.surroundings.borrow().clone();
         let held = Held {
+            surroundings: &surroundings,
             stamp: self.stamp.as_ref().filter(|(_, readable)| *readable).map(|(stamp, _)| stamp),
             slots: &self.slots,
             found: &self.found,
-            pool: self.agent.settings.pool,
+            settings: &self.agent.settings,
         };
         let verdict = match (&self.stamp, judge_offer(&held, &offer.stamp, &offer.bytes)) {
             // Content that was lost may be sent again; nothing older may.
@@ -263,6 +301,7 @@ impl<M: Machine> HostLoop<M> {
     fn apply(&mut self, stamp: &Stamp, accepted: Accepted) {
         self.stamp = Some((*stamp, true));
         self.slots.extend(accepted.added);
+        self.want_firewall(&accepted.state, stamp);
         let names: BTreeSet<InstanceName> = accepted.targets.keys().cloned().collect();
         self.agent.board.applying(*stamp, &names, self.agent.machine.clock().now());
         for name in &accepted.gone {
@@ -278,6 +317,14 @@ impl<M: Machine> HostLoop<M> {
         }
         let message = format!("state {stamp} with {} instances", names.len());
         self.agent.event(None, EventKind::StatePersisted, Severity::Info, message);
+    }
+
+    /// Tells the firewall's loop what the state wants of it.
+    fn want_firewall(&self, state: &HostState, stamp: &Stamp) {
+        let pool = self.agent.settings.pool;
+        let networks = self.slots.iter().map(|(name, slot)| (name.clone(), pool.network(*slot)));
+        let target = FirewallTarget::of(state, stamp.generation, networks);
+        self.firewall.send_replace(Some(Rc::new(target)));
     }
 
     fn spawn(&mut self, desired: DesiredInstance, remembered: Remembered) {
@@ -357,7 +404,17 @@ impl<M: Machine> HostLoop<M> {
     }
 
     fn answer(&self, request: Request) {
-        let Request::Observe(name, reply) = request;
+        let (name, reply) = match request {
+            Request::Observe(name, reply) => (name, reply),
+            Request::Firewall(reply) => {
+                let agent = Rc::clone(&self.agent);
+                tokio::task::spawn_local(async move {
+                    // Whoever asked may be gone.
+                    let _asked = reply.send(detail(&agent).await);
+                });
+                return;
+            }
+        };
         let outcome = match name {
             Some(name) => match self.instances.get(&name) {
                 Some(member) => {

@@ -155,7 +155,7 @@ impl<M: Machine> InstanceLoop<M> {
             return self.blind(desired, &error);
         }
         let now = self.now();
-        let observed = self.observed(now);
+        let observed = self.observed(desired, now);
         let plan = plan(desired, &observed, now);
         self.describe(desired, &plan, now);
         self.announce_health(&plan);
@@ -252,9 +252,15 @@ impl<M: Machine> InstanceLoop<M> {
         Next::Wait(Some(self.now().after(delay)))
     }
 
-    fn observed(&self, now: Timestamp) -> ObservedInstance {
+    fn observed(&self, desired: &DesiredInstance, now: Timestamp) -> ObservedInstance {
         let facts = self.facts.clone().unwrap_or_default();
         let mut observed = observed(&facts, &self.remembered, self.health.health());
+        observed.firewalled = match &desired.target {
+            Target::Present { spec, .. } => {
+                self.agent.board.is_firewalled(&desired.name, desired.network, &spec.network)
+            }
+            Target::Removed => true,
+        };
         let resting = self.retries.publish_not_before.is_some_and(|at| at > now);
         // A reverse proxy that refuses must not keep a dead gateway from coming back.
         observed.proxy_current |= resting;

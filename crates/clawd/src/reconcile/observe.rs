@@ -91,7 +91,7 @@ pub fn observed(facts: &Facts, remembered: &Remembered, health: &Health) -> Obse
         secrets: facts.files.secrets,
         files: remembered.files.filter(|_| facts.files.files_present),
         proxy_current: facts.proxy_current,
-        firewalled: true,
+        firewalled: false,
         health: health.clone(),
         record: remembered.record.clone(),
     }

@@ -12,7 +12,7 @@ use claw_proto::node::v1::session_request::Message as Up;
 use claw_proto::node::v1::session_response::Message as Down;
 use claw_proto::node::v1::{
     Command, CommandResult, DesiredState, EventBatch, GoAway, Heartbeat, SessionRequest,
-    SessionResponse, Welcome, command,
+    SessionResponse, Welcome, command, command_result,
 };
 use tokio::select;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -73,6 +73,12 @@ pub(super) async fn run<M: Machine>(
     let (why, retry_after) = end.explain();
     Ended { why, retry_after, welcomed_at }
 }
+
+/// What a command ends in, or why it failed.
+type Answer =
+    std::pin::Pin<Box<dyn Future<Output = Result<Option<command_result::Payload>, String>>>>;
+
+const STOPPING: &str = "the agent is stopping";
 
 /// Why a stream ended.
 enum End {
@@ -269,33 +275,55 @@ impl<M: Machine> Link<'_, M> {
         let deadline = command.deadline.and_then(|at| SystemTime::try_from(at).ok());
         let late = deadline.is_some_and(|at| renew::millis(at) < now);
         let (sender, id) = (self.results.0.clone(), command.id);
-        let refused = |error: &str| CommandResult { id: id.clone(), error: error.to_owned() };
+        let refused =
+            |error: &str| CommandResult { id: id.clone(), error: error.to_owned(), payload: None };
         if self.outbox.results.len() >= MAX_RESULTS {
             tracing::warn!(command = id, "too many commands at once");
             return;
         }
         let asked = match command.command {
             _ if late => Err("its deadline has passed"),
-            Some(command::Command::Observe(observe)) => parse_instance(&observe.instance),
+            Some(command::Command::Observe(observe)) => self.observe(&observe.instance),
+            Some(command::Command::FetchFirewall(_)) => self.fetch_firewall(),
             None => Err("this agent does not know the command"),
         };
-        let instance = match asked {
-            Ok(instance) => instance,
+        let answer = match asked {
+            Ok(answer) => answer,
             Err(error) => return self.outbox.results.push_back(refused(error)),
         };
-        let (reply, answer) = oneshot::channel();
-        if self.session.inbox().request(Request::Observe(instance, reply)).is_err() {
-            return self.outbox.results.push_back(refused("too many requests wait"));
-        }
         tokio::task::spawn_local(async move {
-            let error = match answer.await {
-                Ok(Ok(())) => String::new(),
-                Ok(Err(unknown)) => unknown.to_string(),
-                Err(_stopping) => "the agent is stopping".to_owned(),
+            let (error, payload) = match answer.await {
+                Ok(payload) => (String::new(), payload),
+                Err(error) => (error, None),
             };
             // The session may have ended meanwhile.
-            let _sent = sender.try_send(CommandResult { id, error });
+            let _sent = sender.try_send(CommandResult { id, error, payload });
         });
+    }
+
+    fn observe(&self, instance: &str) -> Result<Answer, &'static str> {
+        let instance = parse_instance(instance)?;
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::Observe(instance, reply))?;
+        Ok(Box::pin(async move {
+            let observed = answer.await.map_err(|_gone| STOPPING.to_owned())?;
+            observed.map(|()| None).map_err(|unknown| unknown.to_string())
+        }))
+    }
+
+    fn fetch_firewall(&self) -> Result<Answer, &'static str> {
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::Firewall(reply))?;
+        Ok(Box::pin(async move {
+            let detail = answer.await.map_err(|_gone| STOPPING.to_owned())??;
+            let wire = claw_proto::convert::firewall::detail::detail_to_wire(&detail);
+            Ok(Some(command_result::Payload::Firewall(wire)))
+        }))
+    }
+
+    fn request(&self, request: Request) -> Result<(), &'static str> {
+        let queued = self.session.inbox().request(request);
+        queued.map_err(|_full| "too many requests wait")
     }
 }
 

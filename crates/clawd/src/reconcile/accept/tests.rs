@@ -52,7 +52,14 @@ fn judged(
         pairs.iter().map(|(n, slot)| (name(n), Slot::new(*slot).unwrap())).collect()
     };
     let (slots, found) = (map(slots), map(found));
-    let held = Held { stamp: None, slots: &slots, found: &found, pool: AddressPool::STANDARD };
+    let (surroundings, settings) = (Surroundings::default(), Settings::default());
+    let held = Held {
+        stamp: None,
+        slots: &slots,
+        found: &found,
+        surroundings: &surroundings,
+        settings: &settings,
+    };
     let bytes = encode_host_state(state);
     let digest = Digest::of(&bytes);
     let stamp = Stamp { epoch: Epoch(1), generation: Generation(1), digest };
