@@ -68,27 +68,25 @@ pub fn reason(refusal: &Refusal) -> &'static str {
 /// hyper's client takes 16 KiB of headers (its `max_header_list_size`).
 const MAX_FAULTS: usize = 2000;
 
-/// The wrong fields that are told, at least one, and how many are not.
-fn told(violations: &Violations) -> (Violations, usize) {
+/// The wrong fields that are told, at least one; where more follow, a last one counts them.
+fn told(violations: &Violations) -> Violations {
     let mut told = Violations::default();
     let mut bytes = 0;
     for violation in &violations.0 {
         bytes += violation.field.len() + violation.description.len();
         if bytes > MAX_FAULTS && !told.0.is_empty() {
+            let more = violations.0.len() - told.0.len();
+            told.push(&violation.field, format!("is the first of {more} more that are wrong"));
             break;
         }
         told.0.push(violation.clone());
     }
-    let untold = violations.0.len() - told.0.len();
-    (told, untold)
+    told
 }
 
 fn message(refusal: &Refusal) -> String {
     match refusal {
-        Refusal::Invalid(violations) => match told(violations) {
-            (told, 0) => told.to_string(),
-            (told, untold) => format!("{told}; and {untold} more"),
-        },
+        Refusal::Invalid(violations) => told(violations).to_string(),
         Refusal::Internal(_) => "internal error; the coordinator's log has the cause".to_owned(),
         refusal => refusal.to_string(),
     }
@@ -97,7 +95,7 @@ fn message(refusal: &Refusal) -> String {
 fn add_details(details: &mut ErrorDetails, refusal: &Refusal) {
     match refusal {
         Refusal::Invalid(violations) => {
-            for violation in &told(violations).0.0 {
+            for violation in &told(violations).0 {
                 details.add_bad_request_violation(&violation.field, &violation.description);
             }
         }

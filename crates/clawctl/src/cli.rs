@@ -297,6 +297,8 @@ pub(crate) enum HostCommand {
         /// The host.
         name: String,
     },
+    /// Show a host's firewall as it is in force: what comes in, what instances may reach, what was refused.
+    Firewall(FirewallArgs),
     /// What happened on a host, oldest first.
     Events {
         /// The host.
@@ -305,6 +307,18 @@ pub(crate) enum HostCommand {
         #[arg(long, value_name = "INSTANCE")]
         instance: Option<String>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FirewallArgs {
+    /// The host.
+    pub(crate) name: String,
+    /// Print the rules in force with their counters, as iptables-save -c does.
+    #[arg(long)]
+    pub(crate) rules: bool,
+    /// Print the network policy that would have refused this instance nothing, for its file.
+    #[arg(long, value_name = "INSTANCE", conflicts_with = "rules")]
+    pub(crate) proposal: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -38,6 +38,9 @@ pub(crate) enum CommandError {
     /// An instance does not move.
     #[error("instances/{instance} is on hosts/{present} and cannot move to hosts/{wanted}")]
     Moved { instance: String, present: String, wanted: String },
+    /// There is nothing that a list could be made of.
+    #[error("hosts/{host} proposes no list for instances/{instance}")]
+    NoProposal { instance: String, host: String },
     /// An answer lacks what the API promises.
     #[error("the coordinator's answer lacks its {missing}")]
     Answer { missing: &'static str },
@@ -99,6 +102,10 @@ impl CommandError {
                 "an example is in /usr/share/doc/clawctl/examples/fleet.yaml"
             }
             Self::Moved { .. } => "delete it and create it on the other host, or correct the file",
+            Self::NoProposal { .. } => {
+                "give it an allowlist first: spec.network.egress.allowlist with mode: observed \
+                 records what it reaches"
+            }
             Self::Answer { .. } => "coordinator and clawctl differ in version: compare --version",
             Self::File(_) | Self::Content(_) | Self::Output(_) | Self::Several { .. } => {
                 return None;

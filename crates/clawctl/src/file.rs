@@ -13,10 +13,13 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub(crate) mod content;
+pub(crate) mod firewall;
+pub(crate) mod network;
 pub(crate) mod quantity;
 pub(crate) mod secret;
 pub(crate) mod spec;
 
+use firewall::FirewallDocument;
 use spec::SpecDocument;
 
 /// Largest file in bytes: well above what the coordinator takes in one instance (256 KiB).
@@ -33,7 +36,7 @@ pub(crate) struct Located {
 /// One document of a file.
 #[derive(Debug)]
 pub(crate) enum Document {
-    Host(HostDocument),
+    Host(Box<HostDocument>),
     Instance(Box<InstanceDocument>),
 }
 
@@ -54,6 +57,8 @@ pub(crate) struct HostDocument {
     pub(crate) labels: Option<BTreeMap<String, String>>,
     /// Without it an update leaves the cordon as it is.
     pub(crate) cordoned: Option<bool>,
+    /// Without it an update leaves the firewall as it is; `{}` is the default one.
+    pub(crate) firewall: Option<FirewallDocument>,
     #[serde(rename = "status")]
     _status: Option<IgnoredAny>,
     #[serde(rename = "etag")]
@@ -194,7 +199,7 @@ fn json(text: &str) -> Result<Vec<Document>, serde_json::Error> {
 
 fn document<'de, D: Deserializer<'de>>(kind: Kind, source: D) -> Result<Document, D::Error> {
     match kind {
-        Kind::Host => HostDocument::deserialize(source).map(Document::Host),
+        Kind::Host => HostDocument::deserialize(source).map(|host| Document::Host(host.into())),
         Kind::Instance => InstanceDocument::deserialize(source)
             .map(|instance| Document::Instance(instance.into())),
     }

@@ -5,6 +5,7 @@
 //! may appear; none changes its meaning. Secrets appear by name with an empty value.
 
 pub(crate) mod event;
+pub(crate) mod firewall;
 pub(crate) mod host;
 pub(crate) mod instance;
 pub(crate) mod time;

@@ -26,7 +26,7 @@ pub(super) struct Plan {
 }
 
 enum Item {
-    Host(HostDocument),
+    Host(Box<HostDocument>),
     Instance { name: String, host: String, wanted: Box<Wanted> },
 }
 
@@ -89,10 +89,10 @@ impl Item {
         waits: &mut BTreeMap<Until, Vec<String>>,
     ) -> Result<Outcome, CommandError> {
         match self {
-            Self::Host(document) => host::apply(connection, &document, mode).await,
+            Self::Host(document) => Box::pin(host::apply(connection, &document, mode)).await,
             Self::Instance { name, host, wanted } => {
-                let (outcome, after) =
-                    apply_instance(connection, name.clone(), host, *wanted, mode).await?;
+                let applied = apply_instance(connection, name.clone(), host, *wanted, mode);
+                let (outcome, after) = Box::pin(applied).await?;
                 // What the file leaves open is as it was.
                 let run_state = after.spec.unwrap_or_default().run_state;
                 let stopped = run_state == i32::from(fleet::RunState::Stopped);

@@ -1,4 +1,7 @@
-//! Hosts: list, get, create, delete, cordon, uncordon, revoke, events; and what `apply` does to them.
+//! Hosts: list, get, create, delete, cordon, uncordon, revoke, firewall, events; and what `apply` does
+//! to them.
+
+mod firewall;
 
 use std::collections::BTreeMap;
 
@@ -14,6 +17,7 @@ use crate::clock;
 use crate::connection::{Connection, MAX_ANSWER, PAGE_SIZE, Repeat};
 use crate::failure::CommandError;
 use crate::file::HostDocument;
+use crate::file::firewall::FirewallDocument;
 use crate::view::event::EventView;
 use crate::view::host::HostView;
 use crate::view::{Resource as _, id};
@@ -55,6 +59,7 @@ pub(super) async fn run(
         HostCommand::Cordon { name } => cordon(id(&name), Cordon::Set, session).await,
         HostCommand::Uncordon { name } => cordon(id(&name), Cordon::Lifted, session).await,
         HostCommand::Revoke { name } => revoke(id(&name), session).await,
+        HostCommand::Firewall(arguments) => firewall::run(&arguments, session).await,
         HostCommand::Events { name, instance } => {
             events(id(&name), instance.as_deref(), session).await
         }
@@ -74,6 +79,7 @@ pub(super) async fn apply(
             let host = fleet::Host {
                 labels: document.labels.clone().unwrap_or_default(),
                 cordoned: document.cordoned.unwrap_or_default(),
+                firewall: document.firewall.as_ref().map(FirewallDocument::to_wire),
                 ..fleet::Host::default()
             };
             create(connection, name, host, mode).await?;
@@ -83,7 +89,11 @@ pub(super) async fn apply(
     };
     let labels = document.labels.clone().unwrap_or_else(|| before.labels.clone());
     let cordoned = document.cordoned.unwrap_or(before.cordoned);
-    if labels == before.labels && cordoned == before.cordoned {
+    let firewall = document.firewall.as_ref().map(FirewallDocument::to_wire);
+    let same_firewall = firewall
+        .as_ref()
+        .is_none_or(|wanted| *wanted == before.firewall.clone().unwrap_or_default());
+    if labels == before.labels && cordoned == before.cordoned && same_firewall {
         return Ok(Outcome::Unchanged);
     }
     let host = fleet::Host {
@@ -91,9 +101,14 @@ pub(super) async fn apply(
         etag: before.etag,
         labels,
         cordoned,
+        firewall,
         ..fleet::Host::default()
     };
-    update(connection, host, &["labels", "cordoned"], mode).await?;
+    let paths: &[&str] = match document.firewall {
+        Some(_) => &["labels", "cordoned", "firewall"],
+        None => &["labels", "cordoned"],
+    };
+    update(connection, host, paths, mode).await?;
     Ok(Outcome::Updated)
 }
 

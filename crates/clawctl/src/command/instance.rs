@@ -230,14 +230,22 @@ impl Verb {
 }
 
 async fn list(host: Option<&str>, session: &mut Session<'_>) -> Result<(), CommandError> {
+    let instances = all(&session.connection, host).await?;
+    Ok(session.output.list(&instances)?)
+}
+
+/// Every instance, or every one of a host.
+pub(super) async fn all(
+    connection: &Connection,
+    host: Option<&str>,
+) -> Result<Vec<InstanceView>, CommandError> {
     let host = host.map(|host| format!("hosts/{}", id(host))).unwrap_or_default();
     let mut instances: Vec<InstanceView> = Vec::new();
     let mut page_token = String::new();
     loop {
         let request =
             fleet::ListInstancesRequest { host: host.clone(), page_size: PAGE_SIZE, page_token };
-        let page = session
-            .connection
+        let page = connection
             .call("list instances", Repeat::Harmless, request, async |channel, request| {
                 client(channel).list_instances(request).await
             })
@@ -245,7 +253,7 @@ async fn list(host: Option<&str>, session: &mut Session<'_>) -> Result<(), Comma
         instances.extend(page.instances.into_iter().map(InstanceView::from));
         page_token = page.next_page_token;
         if page_token.is_empty() {
-            return Ok(session.output.list(&instances)?);
+            return Ok(instances);
         }
     }
 }

@@ -12,6 +12,7 @@ use claw_proto::convert::duration_to_wire;
 use claw_proto::convert::mask::SPEC_PATHS;
 use claw_proto::fleet::v1 as fleet;
 
+use super::network::NetworkDocument;
 use super::spec::{
     FileSource, HealthDocument, ResourcesDocument, RunStateDocument, SecretSource, SpecDocument,
 };
@@ -82,7 +83,7 @@ pub(crate) fn wanted(
         allowed_origins: document.allowed_origins.clone(),
         health: document.health.as_ref().map(health),
         stop_grace: document.stop_grace.map(|span| duration_to_wire(span.0)),
-        network: None,
+        network: document.network.as_ref().map(NetworkDocument::to_wire),
     };
     if fetch.faults.is_empty() {
         Ok(Wanted { spec, mask: mask(document) })
@@ -176,7 +177,8 @@ fn mask(document: &SpecDocument) -> Vec<String> {
         "spec" => false,
         "spec.run_state" => document.run_state.is_some(),
         "spec.secrets" => document.secrets.is_some() || document.secrets_from.is_some(),
-        path => !path.starts_with("spec.network"),
+        "spec.network" => document.network.is_some(),
+        path => !path.starts_with("spec.network."),
     };
     SPEC_PATHS.iter().filter(decided).map(ToString::to_string).collect()
 }

@@ -8,6 +8,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::network::NetworkDocument;
 use super::quantity::{Bytes, Cpu, Span};
 use super::secret::SecretText;
 
@@ -52,6 +53,9 @@ pub(crate) struct SpecDocument {
     pub(crate) health: Option<HealthDocument>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) stop_grace: Option<Span>,
+    /// Without it an update leaves the network policy as it is; `{}` is the default one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) network: Option<NetworkDocument>,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -176,6 +180,7 @@ impl From<claw_proto::fleet::v1::InstanceSpec> for SpecDocument {
                     .map(|span| Span::from_wire(span.seconds, span.nanos)),
             }),
             stop_grace: wire.stop_grace.map(|span| Span::from_wire(span.seconds, span.nanos)),
+            network: wire.network.map(NetworkDocument::from),
             ..Self::default()
         }
     }

@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 
+use claw_core::firewall::{Mode, Reach};
 use claw_proto::fleet::v1 as fleet;
+use claw_proto::node::v1 as node;
 
 use super::content::{Origins, wanted};
 use super::*;
@@ -30,6 +32,14 @@ fn the_shipped_example_is_read() {
     let wanted = wanted(&instance.spec, origins).unwrap();
     assert_eq!(wanted.spec.secrets["LLM_PROXY_TOKEN"], "value of LLM_PROXY_TOKEN");
     assert_eq!(wanted.spec.resources.unwrap().memory_bytes, 3 << 30);
+    let network = wanted.spec.network.as_ref().unwrap();
+    let policy = claw_proto::convert::firewall::network_policy_from_wire(network).unwrap();
+    let Reach::Allowlist(list) = policy.egress.reach else { panic!("it has an allowlist") };
+    assert_eq!((list.networks.len(), list.names.len(), list.mode), (2, 2, Mode::Enforced));
+    let Document::Host(host) = &documents[0] else { panic!("first is a host") };
+    let firewall = host.firewall.as_ref().unwrap().to_wire();
+    let policy = claw_proto::convert::firewall::host_policy_from_wire(&firewall).unwrap();
+    assert_eq!((policy.extra.len(), policy.blocked.len()), (1, 1));
     let config: serde_json::Value = serde_json::from_str(&wanted.spec.config).unwrap();
     assert_eq!(config["agents"]["defaults"]["model"]["primary"], "llmproxy/gpt-test");
 }
@@ -41,7 +51,7 @@ fn places_of_faults_are_named() {
         "kind: Instance\nname: demo\nhost: vps-1\nspec:\n  image: x\n  imagee: y\n",
         "a.yaml:6:3: spec: unknown field `imagee`, expected one of `image`, `tier`, `resources`, \
          `runState`, `env`, `secrets`, `secretsFrom`, `config`, `configFrom`, `identity`, \
-         `identityFrom`, `files`, `filesFrom`, `hostnames`, `allowedOrigins`, `health`, `stopGrace`",
+         `identityFrom`, `files`, `filesFrom`, `hostnames`, `allowedOrigins`, `health`, `stopGrace`, `network`",
     );
     check_refused(
         "b.yaml",
@@ -62,7 +72,23 @@ fn places_of_faults_are_named() {
     check_refused(
         "e.json",
         "{\n  \"kind\": \"Host\",\n  \"nam\": 1\n}",
-        "e.json:3:7: unknown field `nam`, expected one of `kind`, `name`, `labels`, `cordoned`, `status`, `etag`, `createTime`, `updateTime`",
+        "e.json:3:7: unknown field `nam`, expected one of `kind`, `name`, `labels`, `cordoned`, `firewall`, `status`, `etag`, `createTime`, `updateTime`",
+    );
+    let spec = "kind: Instance\nname: d\nhost: v\nspec:\n  image: x\n  network:\n    egress:\n";
+    check_refused(
+        "h.yaml",
+        &format!("{spec}      allowlist:\n        names: [a.example, {{name: b.example}}]\n"),
+        "h.yaml:9:29: spec.network.egress.allowlist.names[1]: unknown field `name`, expected `pattern` or `ports`",
+    );
+    check_refused(
+        "i.yaml",
+        &format!("{spec}      allowlist:\n        networks: [7]\n"),
+        "i.yaml:9:20: spec.network.egress.allowlist.networks[0]: invalid type: integer `7`, expected a network such as 192.0.2.0/24, or {network: …, ports: […]}",
+    );
+    check_refused(
+        "j.yaml",
+        "kind: Host\nname: a\nfirewall:\n  web: {exposure: everyone}\n",
+        "j.yaml:4:19: firewall.web.exposure: unknown variant `everyone`, expected `reachable` or `loopback`",
     );
     check_refused("f.json", "{\"kind\": \"Host\"", "f.json:1:15: EOF while parsing an object");
     check_refused("g.yaml", "name: x\n", "g.yaml:1:1: missing field `kind`");
@@ -174,9 +200,14 @@ fn a_document_decides_only_what_it_says() {
     let has = |mask: &[String], path: &str| mask.iter().any(|known| known == path);
     let least = mask("");
     assert!(has(&least, "spec.image") && has(&least, "spec.env") && !has(&least, "spec"));
-    assert!(!has(&least, "spec.run_state") && !has(&least, "spec.secrets"));
-    let most = mask("  runState: stopped\n  secrets: {}\n");
-    assert!(has(&most, "spec.run_state") && has(&most, "spec.secrets"));
+    for path in ["spec.run_state", "spec.secrets", "spec.network"] {
+        assert!(!has(&least, path), "{path}");
+    }
+    let most = mask("  runState: stopped\n  secrets: {}\n  network: {}\n");
+    for path in ["spec.run_state", "spec.secrets", "spec.network"] {
+        assert!(has(&most, path), "{path}");
+    }
+    assert!(!has(&most, "spec.network.egress"), "the whole is named");
 }
 
 #[test]
@@ -204,10 +235,60 @@ fn a_printed_spec_is_read_back() {
             ..fleet::HealthPolicy::default()
         }),
         stop_grace: None,
-        network: None,
+        network: Some(node::NetworkPolicy {
+            egress: Some(node::Egress {
+                denied_ports: Some(node::DeniedPorts::default()),
+                allowlist: Some(node::Allowlist {
+                    networks: vec![
+                        node::AllowedNetwork { network: "192.0.2.0/24".to_owned(), ports: vec![] },
+                        node::AllowedNetwork { network: "2001:db8::1".to_owned(), ports: vec![53] },
+                    ],
+                    names: vec![node::AllowedName {
+                        pattern: "*.example.com".to_owned(),
+                        ports: vec![80, 443],
+                    }],
+                    mode: node::AllowlistMode::Observed.into(),
+                }),
+            }),
+            web_sources: vec!["192.0.2.7".to_owned()],
+        }),
     };
     let printed = serde_yaml_ng::to_string(&SpecDocument::from(wire.clone())).unwrap();
     let read: SpecDocument = serde_yaml_ng::from_str(&printed).unwrap();
     let origins = Origins { directory: Path::new(""), variable: &|_| None };
     assert_eq!(wanted(&read, origins).unwrap().spec, wire, "{printed}");
+}
+
+#[test]
+fn a_printed_firewall_is_read_back() {
+    let wire = node::HostFirewall {
+        ssh: Some(node::SshPolicy {
+            ports: vec![22, 2222],
+            sources: vec!["192.0.2.0/24".to_owned()],
+            interfaces: vec!["wg0".to_owned()],
+            brute_force: Some(node::BruteForce {
+                failures: Some(0),
+                window: Some(claw_proto::convert::duration_to_wire(
+                    std::time::Duration::from_secs(600),
+                )),
+                ban: None,
+            }),
+        }),
+        web: Some(node::WebAccess {
+            exposure: node::WebExposure::Loopback.into(),
+            ..node::WebAccess::default()
+        }),
+        extra: vec![node::ExtraPort {
+            protocol: node::Protocol::Udp.into(),
+            port: 51820,
+            sources: vec!["198.51.100.7".to_owned()],
+            interfaces: Vec::new(),
+        }],
+        blocked: vec!["203.0.113.0/24".to_owned()],
+    };
+    let printed = serde_yaml_ng::to_string(&FirewallDocument::from(wire.clone())).unwrap();
+    let read: FirewallDocument = serde_yaml_ng::from_str(&printed).unwrap();
+    assert_eq!(read.to_wire(), wire, "{printed}");
+    let least: FirewallDocument = serde_yaml_ng::from_str("{}").unwrap();
+    assert_eq!(least.to_wire(), node::HostFirewall::default());
 }

@@ -9,9 +9,11 @@ use claw_proto::fleet::v1 as fleet;
 use claw_proto::node::v1 as node;
 use serde::Serialize;
 
+use super::firewall::FirewallStatusView;
 use super::instance::host_state_text;
 use super::{Resource, id, share, time};
 use crate::file::Kind;
+use crate::file::firewall::FirewallDocument;
 
 /// A machine that runs clawd.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -21,6 +23,8 @@ pub(crate) struct HostView {
     pub(crate) name: String,
     labels: BTreeMap<String, String>,
     pub(crate) cordoned: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    firewall: Option<FirewallDocument>,
     pub(crate) status: HostStatusView,
     pub(crate) etag: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,6 +66,8 @@ pub(crate) struct HostStatusView {
     certificate_expire_time: Option<String>,
     #[serde(skip_serializing_if = "String::is_empty")]
     clone_alarm: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    firewall: Option<FirewallStatusView>,
     #[serde(skip)]
     last_seen: Option<Timestamp>,
 }
@@ -108,6 +114,7 @@ impl From<fleet::Host> for HostView {
             name: id(&wire.name).to_owned(),
             labels: wire.labels,
             cordoned: wire.cordoned,
+            firewall: wire.firewall.map(FirewallDocument::from),
             status: wire.status.unwrap_or_default().into(),
             etag: wire.etag,
             create_time: text(wire.create_time),
@@ -139,6 +146,7 @@ impl From<fleet::HostStatus> for HostStatusView {
             runtime_problem: wire.runtime_problem,
             certificate_expire_time: text(wire.certificate_expire_time),
             clone_alarm: wire.clone_alarm,
+            firewall: wire.firewall.map(FirewallStatusView::from),
         }
     }
 }
@@ -200,7 +208,9 @@ impl HostStatusView {
             [] => String::new(),
             strays => format!("strays: {}", strays.join(", ")),
         };
-        let alarms = [&self.clone_alarm, &self.refused_reason, &self.runtime_problem, &strays];
+        let firewall = self.firewall.as_ref().map(FirewallStatusView::alarm).unwrap_or_default();
+        let alarms =
+            [&self.clone_alarm, &self.refused_reason, &self.runtime_problem, &firewall, &strays];
         let filled: Vec<&str> =
             alarms.into_iter().map(String::as_str).filter(|text| !text.is_empty()).collect();
         filled.join("; ")
@@ -275,6 +285,7 @@ impl Resource for HostView {
             ("refused", status.refused_reason.clone()),
             ("strays", status.strays.join(", ")),
             ("docker problem", status.runtime_problem.clone()),
+            ("firewall", status.firewall.as_ref().map(ToString::to_string).unwrap_or_default()),
             ("clone alarm", status.clone_alarm.clone()),
             ("certificate until", status.certificate_expire_time.clone().unwrap_or_default()),
             ("created", self.create_time.clone().unwrap_or_default()),

@@ -6,6 +6,7 @@ use claw_proto::fleet::v1 as fleet;
 use claw_proto::node::v1 as node;
 use serde::Serialize;
 
+use super::firewall::BlockedView;
 use super::{Resource, enum_text, id, share, time};
 use crate::file::Kind;
 use crate::file::spec::SpecDocument;
@@ -63,6 +64,8 @@ pub(crate) struct StatusView {
     ready: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<UsageView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) blocked: Option<BlockedView>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     health_history: Vec<HealthView>,
 }
@@ -147,6 +150,7 @@ impl From<fleet::InstanceStatus> for StatusView {
                 pids: usage.pids,
                 oom_kills: usage.oom_kills,
             }),
+            blocked: report.blocked.map(BlockedView::from),
             health_history: report
                 .health_history
                 .into_iter()
@@ -224,6 +228,8 @@ impl Resource for InstanceView {
             ),
             ("processes", usage.map(|usage| usage.pids.to_string()).unwrap_or_default()),
             ("oom kills", usage.map(|usage| usage.oom_kills.to_string()).unwrap_or_default()),
+            ("blocked", status.blocked.as_ref().map(BlockedView::attempts).unwrap_or_default()),
+            ("names asked", status.blocked.as_ref().map(BlockedView::names).unwrap_or_default()),
             ("container", status.container_id.chars().take(12).collect()),
             ("image", self.spec.image.clone()),
             ("tier", self.spec.tier.clone().unwrap_or_default()),

@@ -133,6 +133,9 @@ impl HostService for Services {
         if paths.iter().any(|path| path == "labels") {
             host.labels = new.labels;
         }
+        if paths.iter().any(|path| path == "firewall") {
+            host.firewall = new.firewall;
+        }
         host.cordoned = new.cordoned;
         host.etag = etag;
         Ok(Response::new(fleet::UpdateHostResponse { host: Some(host.clone()) }))
@@ -158,6 +161,17 @@ impl HostService for Services {
         state.enter(format!("revoke {}", request.name), Some(&request.request_id))?;
         let host = state.hosts.get(&request.name).cloned().ok_or_else(|| absent(&request.name))?;
         Ok(Response::new(fleet::RevokeHostResponse { host: Some(host) }))
+    }
+
+    async fn get_host_firewall(
+        &self,
+        request: Request<fleet::GetHostFirewallRequest>,
+    ) -> Answer<fleet::GetHostFirewallResponse> {
+        let name = request.into_inner().name;
+        let mut state = self.state();
+        state.enter(format!("firewall of {name}"), None)?;
+        let firewall = state.firewalls.get(&name).cloned().ok_or_else(|| absent(&name))?;
+        Ok(Response::new(fleet::GetHostFirewallResponse { firewall: Some(firewall) }))
     }
 
     async fn list_host_events(

@@ -22,6 +22,7 @@ use tonic::Status;
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) hosts: BTreeMap<String, fleet::Host>,
+    pub(crate) firewalls: BTreeMap<String, fleet::HostFirewallView>,
     pub(crate) instances: BTreeMap<String, fleet::Instance>,
     /// Secrets by instance: answers hold names only.
     pub(crate) secrets: BTreeMap<String, BTreeMap<String, String>>,

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "what the fake cannot do fails the test")]
 
 mod fake;
+mod firewall;
 
 use claw_proto::fleet::v1 as fleet;
 use claw_proto::node::v1::Phase;
