@@ -10,6 +10,7 @@ pub mod barrage;
 pub mod clock;
 pub mod dial;
 pub mod docker;
+pub mod field;
 pub mod firewall;
 pub mod fleet;
 pub mod ground;
