@@ -6,6 +6,7 @@ use claw_proto::node::v1 as node;
 use claw_proto::node::v1::command_result::Payload;
 use claw_proto::node::v1::session_request::Message as Up;
 use claw_proto::node::v1::session_response::Message as Down;
+use claw_store::rusqlite::Connection;
 use prost_types::FieldMask;
 use tonic::{Code, Status};
 
@@ -352,4 +353,26 @@ async fn an_agent_that_does_not_answer_is_too_late() {
         agent.send(answer(command.id, "", Some(node::FirewallDetail::default()))).await;
     });
     assert!(shown.is_ok(), "{shown:?}");
+}
+
+#[tokio::test]
+async fn a_database_from_before_the_firewall_is_taken() {
+    let fleet = Fleet::start().await;
+    let mut operator = fleet.operator().await;
+    operator.create_host("a").await.unwrap();
+    operator.create_instance("demo", "a").await.unwrap();
+    let before = operator.host("a").await.unwrap();
+    let fleet = fleet
+        .restart(|data_dir| {
+            let database = Connection::open(data_dir.join("fleet.db")).unwrap();
+            database.execute_batch("ALTER TABLE host DROP COLUMN firewall").unwrap();
+            database.pragma_update(None, "user_version", 1).unwrap();
+        })
+        .await;
+    let mut operator = fleet.operator().await;
+    let after = operator.host("a").await.unwrap();
+    assert_eq!((&after.firewall, &after.etag), (&None, &before.etag));
+    assert_eq!(after.status.unwrap().desired, before.status.unwrap().desired, "nobody restarts");
+    operator.hosts.update_host(update(Some(policy("192.0.2.0/24")))).await.unwrap();
+    assert!(operator.host("a").await.unwrap().firewall.is_some());
 }
