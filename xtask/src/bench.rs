@@ -3,6 +3,7 @@
 //! They assert nothing about time. See README, "Benchmarks".
 
 mod deploy;
+mod firewall;
 mod footprint;
 mod heal;
 mod rig;
@@ -28,6 +29,8 @@ enum Command {
     Heal,
     /// Memory, CPU and wake-ups of clawd over 60 s, with 1 and 10 instances, connected and not.
     Footprint,
+    /// Applying the firewall, against rule by rule; what leaks meanwhile; how fast it heals.
+    Firewall,
 }
 
 /// Measures and prints.
@@ -36,5 +39,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Command::Deploy => deploy::run(arguments.rounds),
         Command::Heal => heal::run(arguments.rounds),
         Command::Footprint => footprint::run(),
+        Command::Firewall => firewall::run(arguments.rounds),
     }
 }

@@ -152,6 +152,18 @@ impl Seen {
         }
     }
 
+    /// From the first attempt whose verdict was another than the one wanted to the last such: how long
+    /// something was amiss.
+    #[must_use]
+    pub fn amiss_for(&self, wanted: Verdict) -> Duration {
+        let amiss = self.opened.iter().chain(&self.closed).filter(|a| a.verdict != wanted);
+        let moments: Vec<Instant> = amiss.map(|attempt| attempt.at).collect();
+        match (moments.iter().min(), moments.iter().max()) {
+            (Some(first), Some(last)) => *last - *first,
+            _ => Duration::ZERO,
+        }
+    }
+
     /// From a moment to the last attempt that came through.
     #[must_use]
     pub fn open_until(&self, from: Instant) -> Duration {

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::barrage::{Barrage, Pace, Seen, Target};
 use crate::clock::now;
+use crate::dial::Verdict;
 use crate::fleet::{Fleet, until};
 use crate::ground::{ELSEWHERE, ELSEWHERE_V6, Ground, HOST_PORTS, Inside};
 use crate::programs::PATIENCE;
@@ -206,20 +207,26 @@ impl Fire {
 
 impl Healed {
     /// Column titles of [`Self::line`].
-    pub const TITLE: &'static str = "what was done                  egress: open  for       until     \
-        ingress: open  for       until     healed after";
+    pub const TITLE: &'static str = "what was done                   egress: open, for   \
+        ingress: open, for   amiss for   hooks seen";
+
+    /// How long refusals were not as they should be, by the connects of an instance: without the copy
+    /// they are dropped and not reset, without both they come through. Nothing was amiss when only the
+    /// guarantee was gone.
+    #[must_use]
+    pub fn amiss_for(&self) -> Duration {
+        self.fire.egress.amiss_for(Verdict::Refused)
+    }
 
     /// One line of a table.
     #[must_use]
     pub fn line(&self, attack: Attack) -> String {
         let mut line = format!("{:30}", attack.name);
         for seen in [&self.fire.egress, &self.fire.ingress] {
-            let (open, until) = (seen.open_for(), seen.open_until(self.fire.begun));
-            let cells = [open, until].map(|length| format!("{:.0} ms", millis(length)));
-            let [open, until] = cells;
-            let _ = write!(line, " {:12}  {open:8}  {until:9}", seen.opened.len());
+            let _ = write!(line, "  {:7} {:8}", seen.opened.len(), millis(seen.open_for()));
         }
-        line + &format!("  {:.0} ms", millis(self.after))
+        let _ = write!(line, "  {:10}  {:10}", millis(self.amiss_for()), millis(self.after));
+        line
     }
 }
 
@@ -244,7 +251,6 @@ pub fn until_hooked(host: &LabHost) -> Result<()> {
     })
 }
 
-/// In milliseconds.
-fn millis(length: Duration) -> f64 {
-    length.as_secs_f64() * 1000.0
+fn millis(length: Duration) -> String {
+    format!("{:.0} ms", length.as_secs_f64() * 1000.0)
 }
