@@ -12,7 +12,7 @@ _clawd() {
     if [[ ${COMP_WORDS[1]} == join ]]; then
         words="--coordinator --token --token-file --host-name --config --help"
     else
-        words="join help --config --check-config --print-config --help --version"
+        words="join dns firewall-boot firewall-check firewall-revert help --config --check-config --print-config --help --version"
     fi
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
 }

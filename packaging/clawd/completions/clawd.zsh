@@ -17,7 +17,7 @@ _clawd() {
             '--print-config[print the whole configuration]' \
             '--help[print help]' \
             '--version[print the version]' \
-            '1:command:(join help)'
+            '1:command:(join dns firewall-boot firewall-check firewall-revert help)'
     fi
 }
 _clawd "$@"
