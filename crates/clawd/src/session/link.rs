@@ -123,6 +123,8 @@ struct Link<'a, M> {
     down: Streaming<SessionResponse>,
     outbox: Outbox,
     heartbeat: Duration,
+    /// How far the coordinator's clock is ahead of this host's, in milliseconds.
+    skew: i64,
     results: (mpsc::Sender<CommandResult>, mpsc::Receiver<CommandResult>),
     board: watch::Receiver<u64>,
     events: watch::Receiver<EventRange>,
@@ -159,12 +161,13 @@ async fn open<'a, M: Machine>(
         Some(Down::GoAway(away)) => return Err(away_of(away)),
         _ => return Err(End::Unusable("the coordinator's first message is no welcome".to_owned())),
     };
-    warn_of_skew(&welcome, clock.now());
+    let skew = skew(&welcome, clock.now());
     let heartbeat = welcome.heartbeat_interval.and_then(|interval| interval.try_into().ok());
     let heartbeat = heartbeat.unwrap_or(HEARTBEAT).clamp(HEARTBEATS.0, HEARTBEATS.1);
     let outbox = Outbox::new(welcome.resume_event.max(range.oldest), range.next);
     let results = mpsc::channel(MAX_RESULTS);
-    Ok((Link { session, up, down, outbox, heartbeat, results, board, events }, welcome))
+    let link = Link { session, up, down, outbox, heartbeat, skew, results, board, events };
+    Ok((link, welcome))
 }
 
 async fn hello<M: Machine>(
@@ -272,6 +275,8 @@ impl<M: Machine> Link<'_, M> {
     /// Every command is answered, once, and none holds up the stream.
     fn commanded(&mut self, command: Command) {
         let now = self.session.agent().machine.clock().now();
+        // The deadline is by the coordinator's clock.
+        let now = Timestamp::from_millis(now.millis().saturating_add(self.skew));
         let deadline = command.deadline.and_then(|at| SystemTime::try_from(at).ok());
         let late = deadline.is_some_and(|at| renew::millis(at) < now);
         let (sender, id) = (self.results.0.clone(), command.id);
@@ -374,13 +379,15 @@ fn away_of(away: GoAway) -> End {
     End::GoAway(away.reason, away.retry_after.and_then(|pause| pause.try_into().ok()))
 }
 
-fn warn_of_skew(welcome: &Welcome, now: Timestamp) {
+/// How far the coordinator's clock is ahead, in milliseconds; warns when that is much.
+fn skew(welcome: &Welcome, now: Timestamp) -> i64 {
     let Some(server) = welcome.server_time.and_then(|at| SystemTime::try_from(at).ok()) else {
-        return;
+        return 0;
     };
-    let server = renew::millis(server);
-    let skew = now.since(server).max(server.since(now));
-    if skew > SKEW {
-        tracing::warn!(seconds = skew.as_secs(), "this host's clock and the coordinator's differ");
+    let skew = renew::millis(server).millis().saturating_sub(now.millis());
+    if Duration::from_millis(skew.unsigned_abs()) > SKEW {
+        let seconds = skew / 1000;
+        tracing::warn!(seconds, "the coordinator's clock is ahead of this host's, or behind it");
     }
+    skew
 }
