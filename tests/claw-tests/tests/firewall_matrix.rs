@@ -66,7 +66,7 @@ fn populate(rig: &Rig, host: &LabHost) -> Result<()> {
             "networks": [{ "network": format!("{LISTED}/32"), "ports": [443] }],
             "names": [
                 { "pattern": "*.listed.example", "ports": [443] },
-                { "pattern": "*.wild.example" },
+                "*.wild.example",
             ],
         } },
     });
