@@ -27,6 +27,7 @@ pub mod cache;
 pub mod closed;
 pub mod grants;
 pub mod instance;
+pub mod kernel_sets;
 pub mod listen;
 pub mod names;
 pub mod question;
@@ -45,9 +46,10 @@ use sd_notify::NotifyState;
 use tokio::select;
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::kernel_sets::KernelSets;
 use self::listen::Place;
 use self::resolv_conf::ResolvConf;
-use self::sets::{Ipset, Sets};
+use self::sets::Sets;
 use self::upstream::{Source, Upstreams};
 use crate::config::Config;
 
@@ -85,6 +87,7 @@ pub struct Settings {
 pub async fn run(config: &Config) -> Result<(), ServeError> {
     let mut term = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    let sets = KernelSets::open().map_err(ServeError::Sets)?;
     let source = match &config.dns_upstreams {
         Some(addresses) => Source::Fixed(addresses.clone()),
         None => Source::File(ResolvConf::new(resolv_conf::STANDARD_PATH.into(), config.pool)),
@@ -99,7 +102,7 @@ pub async fn run(config: &Config) -> Result<(), ServeError> {
         biased;
         _ = term.recv() => {}
         _ = interrupt.recv() => {}
-        failed = serve(settings, Ipset::new(), notify) => return failed.map(|never| match never {}),
+        failed = serve(settings, sets, notify) => return failed.map(|never| match never {}),
     }
     notify(NotifyState::Stopping);
     Ok(())

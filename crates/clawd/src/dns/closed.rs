@@ -11,13 +11,13 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use claw_core::firewall::Cidr;
+use claw_core::firewall::render::METADATA;
 
-/// Never lifted: this host, loopback, link-local, metadata services, multicast, reserved.
-const NEVER: [(IpAddr, u8); 15] = [
+/// Never lifted, beside the metadata services ([`METADATA`]): this host, loopback, link-local, multicast,
+/// reserved.
+const NEVER: [(IpAddr, u8); 10] = [
     (v4(0, 0, 0, 0), 8),
-    (v4(100, 100, 100, 200), 32),
     (v4(127, 0, 0, 0), 8),
-    (v4(168, 63, 129, 16), 32),
     (v4(169, 254, 0, 0), 16),
     (v4(192, 0, 0, 0), 24),
     (v4(224, 0, 0, 0), 4),
@@ -26,9 +26,6 @@ const NEVER: [(IpAddr, u8); 15] = [
     (v6([0, 0, 0, 0, 0, 0, 0, 0]), 96),
     // IPv4-mapped: no name has a reason for one.
     (v6([0, 0, 0, 0, 0, 0xffff, 0, 0]), 96),
-    (v6([0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x254]), 128),
-    (v6([0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x254]), 128),
-    (v6([0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42]), 128),
     (v6([0xfe80, 0, 0, 0, 0, 0, 0, 0]), 9),
     (v6([0xff00, 0, 0, 0, 0, 0, 0, 0]), 8),
 ];
@@ -58,7 +55,7 @@ const fn v6(segments: [u16; 8]) -> IpAddr {
 /// one that lies within a private block lifts it for its own addresses. `0.0.0.0/0` lifts nothing.
 #[must_use]
 pub fn is_closed(address: IpAddr, lifted: &BTreeSet<Cidr>) -> bool {
-    if lies_in(&NEVER, address) {
+    if NEVER.iter().map(block).chain(metadata()).any(|block| block.contains(address)) {
         return true;
     }
     if let Some(embedded) = embedded(address) {
@@ -75,8 +72,8 @@ fn block(&(address, prefix): &(IpAddr, u8)) -> Cidr {
     Cidr::containing(address, prefix)
 }
 
-fn lies_in(blocks: &[(IpAddr, u8)], address: IpAddr) -> bool {
-    blocks.iter().any(|entry| block(entry).contains(address))
+fn metadata() -> impl Iterator<Item = Cidr> {
+    METADATA.into_iter().filter_map(|text| Cidr::parse(text).ok())
 }
 
 /// The IPv4 address that an IPv6 address leads to: NAT64 (64:ff9b::/96) and 6to4 (2002::/16).
@@ -141,6 +138,11 @@ mod tests {
         for address in ["2606:4700::1111", "64:ff9b::1.1.1.1", "2002:101:101::1", "2001:db8::1"] {
             check(address, &[], false);
         }
+    }
+
+    #[test]
+    fn metadata_services_are_the_packet_filters() {
+        assert_eq!(metadata().count(), METADATA.len());
     }
 
     #[test]

@@ -2,9 +2,9 @@
 //! a set holds, so that a tightened list can take back what it no longer allows.
 //!
 //! What it deliberately does not do: touch sets. Each method says what is to be changed; entries are
-//! recorded before a change is tried and confirmed after it succeeded.
+//! recorded before a change is tried.
 //!
-//! Where to start: [`Grants::missing`].
+//! Where to start: [`Grants::record`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,9 +24,7 @@ pub const MIN_LIFE: Duration = Duration::from_secs(60);
 pub const MAX_LIFE: Duration = Duration::from_secs(86_400);
 /// An entry outlives the TTL that the client is told by so much: a client may connect at its last moment.
 pub const SLACK: Duration = Duration::from_secs(60);
-/// After so long an entry is added again although it should be there: somebody may have flushed its set.
-pub const TRUST: Duration = Duration::from_secs(30);
-/// The kernel counts an entry's time from the addition, which may come so much after its record.
+/// The kernel rounds up to seconds, and counts from the addition, which comes after the record.
 const DELAY: Duration = Duration::from_secs(5);
 /// Most names to whose account an entry is put; of more, the oldest is forgotten.
 const MAX_NAMES: usize = 8;
@@ -34,7 +32,6 @@ const MAX_NAMES: usize = 8;
 #[derive(Debug)]
 struct Held {
     until: Instant,
-    confirmed: Option<Instant>,
     names: Vec<Rc<str>>,
 }
 
@@ -69,24 +66,12 @@ impl Grants {
         self.held.is_empty()
     }
 
-    /// Which of the entries are not known to stay for `ttl` and [`SLACK`].
-    #[must_use]
-    pub fn missing(&self, wanted: &BTreeSet<Entry>, ttl: Duration, now: Instant) -> Vec<Entry> {
-        let stays = |entry: &Entry| {
-            self.held.get(entry).is_some_and(|held| {
-                let trusted = held.confirmed.is_some_and(|confirmed| now < confirmed + TRUST);
-                trusted && held.until >= now + ttl.min(MAX_LIFE) + SLACK
-            })
-        };
-        wanted.iter().filter(|&entry| !stays(entry)).copied().collect()
-    }
-
-    /// Records entries that are about to be added for a name; returns each with its timeout, and the
-    /// entries that must be removed to make room.
+    /// Records entries that are about to be added for a name; returns how long each stays, and the entries
+    /// that must be removed to make room, which stay recorded until [`Self::forget`].
     pub fn record(
         &mut self,
         name: &Rc<str>,
-        entries: &[Entry],
+        entries: &BTreeSet<Entry>,
         ttl: Duration,
         now: Instant,
     ) -> Recorded {
@@ -94,13 +79,9 @@ impl Grants {
         self.held.retain(|_entry, held| held.until + DELAY > now);
         let mut adds = Vec::with_capacity(entries.len());
         for &entry in entries {
-            let held = self.held.entry(entry).or_insert_with(|| Held {
-                until,
-                confirmed: None,
-                names: Vec::new(),
-            });
+            let fresh = || Held { until, names: Vec::new() };
+            let held = self.held.entry(entry).or_insert_with(fresh);
             held.until = held.until.max(until);
-            held.confirmed = None;
             if !held.names.contains(name) {
                 if held.names.len() >= MAX_NAMES {
                     held.names.remove(0);
@@ -109,16 +90,7 @@ impl Grants {
             }
             adds.push((entry, held.until.duration_since(now)));
         }
-        Recorded { adds, evicted: self.evict(entries) }
-    }
-
-    /// Confirms entries that were added.
-    pub fn confirm(&mut self, entries: &[Entry], now: Instant) {
-        for entry in entries {
-            if let Some(held) = self.held.get_mut(entry) {
-                held.confirmed = Some(now);
-            }
-        }
+        Recorded { adds, evicted: self.surplus(entries) }
     }
 
     /// Entries that no name is entitled to any more. They stay recorded until [`Self::forget`].
@@ -148,9 +120,8 @@ impl Grants {
         self.held.clear();
     }
 
-    /// Entries beyond the capacity that end soonest, but none of `kept`. They stay recorded until
-    /// [`Self::forget`].
-    fn evict(&self, kept: &[Entry]) -> Vec<Entry> {
+    /// Entries beyond the capacity that end soonest, but none of `kept`.
+    fn surplus(&self, kept: &BTreeSet<Entry>) -> Vec<Entry> {
         let surplus = self.held.len().saturating_sub(self.capacity);
         if surplus == 0 {
             return Vec::new();
@@ -212,9 +183,9 @@ mod tests {
         ttl: u64,
         now: Instant,
     ) -> Recorded {
-        let recorded = grants.record(&Rc::from(name), entries, seconds(ttl), now);
+        let entries = entries.iter().copied().collect();
+        let recorded = grants.record(&Rc::from(name), &entries, seconds(ttl), now);
         grants.forget(&recorded.evicted);
-        grants.confirm(entries, now);
         recorded
     }
 
@@ -231,21 +202,6 @@ mod tests {
         check_life(60, 120);
         check_life(300, 360);
         check_life(u64::from(u32::MAX), 86_460);
-    }
-
-    #[test]
-    fn an_entry_is_left_alone_while_it_is_known_to_stay() {
-        let (mut grants, start) = (Grants::new(10), Instant::now());
-        let wanted = BTreeSet::from([entry(1)]);
-        assert_eq!(grants.missing(&wanted, seconds(5), start), [entry(1)]);
-        grant(&mut grants, "a.example", &[entry(1)], 5, start);
-        assert_eq!(grants.missing(&wanted, seconds(5), start + seconds(29)), []);
-        assert_eq!(grants.missing(&wanted, seconds(61), start), [entry(1)]);
-        // Somebody may have flushed the set.
-        assert_eq!(grants.missing(&wanted, seconds(5), start + TRUST), [entry(1)]);
-        // An addition that was tried and not confirmed proves nothing.
-        grants.record(&Rc::from("a.example"), &[entry(1)], seconds(5), start);
-        assert_eq!(grants.missing(&wanted, seconds(5), start), [entry(1)]);
     }
 
     #[test]

@@ -1,22 +1,20 @@
 //! One instance: its rules, what its sets hold, what was counted; and how a question of its container is
 //! answered.
 //!
-//! The order of an answer: is the name allowed → what does it lead to → is that closed → is it in the
-//! sets → reply. A policy that changes while the upstream is asked counts: rules are looked at again
-//! before a set is changed, and a tightened list takes back afterwards what it no longer allows.
+//! The order of an answer: is the name allowed → what does it lead to → is that closed → put it into the
+//! sets → reply. A policy that changes while the upstream is asked counts: rules are looked at again when
+//! its answer is there, and from then on nothing is waited for.
 //!
 //! Where to start: [`Instance::reply`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use claw_core::address::{InstanceNetwork, Slot};
+use claw_core::address::InstanceNetwork;
 use claw_core::firewall::{Cidr, DnsRules, Family, InstanceSet, Mode};
-use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::answer::Answer;
 use super::budget::Budget;
@@ -31,8 +29,6 @@ use super::upstream::Upstreams;
 use crate::logging::chain;
 use crate::ports::DnsCounters;
 
-/// Longest time for one question, sets included. Stub resolvers ask again after 5 s (resolv.conf(5)).
-const DEADLINE: Duration = Duration::from_millis(4800);
 /// An answer that leads to more addresses is no answer.
 const MAX_ADDRESSES: usize = 256;
 
@@ -96,8 +92,6 @@ pub struct Instance<S> {
     grants: RefCell<Grants>,
     cache: RefCell<Cache>,
     tally: RefCell<Tally>,
-    /// Held while sets are changed, so that the record and the sets agree.
-    changing: Mutex<()>,
     /// The sets may hold what is not recorded: they are cleared before anything is added.
     unknown: Cell<bool>,
 }
@@ -113,7 +107,6 @@ impl<S: Sets> Instance<S> {
             grants: RefCell::new(Grants::new(budget.entries)),
             cache: RefCell::new(Cache::new(budget.cache_bytes)),
             tally: RefCell::new(Tally::new(budget.names)),
-            changing: Mutex::new(()),
             unknown: Cell::new(true),
         }
     }
@@ -148,29 +141,19 @@ impl<S: Sets> Instance<S> {
         self.tally.borrow().counters()
     }
 
-    /// Makes the sets hold no more than what is recorded and allowed. Without effect if they do; on
-    /// failure, it is to be called again.
+    /// Makes the sets hold no more than what is recorded and allowed. On failure, it is to be called again.
     ///
     /// # Errors
     /// [`SetsError`].
-    pub async fn settle(&self) -> Result<(), SetsError> {
-        let _changing = self.changing.lock().await;
+    pub fn settle(&self) -> Result<(), SetsError> {
         let rules = Rc::clone(&self.rules.borrow());
         if rules.only.is_none() {
             self.grants.borrow_mut().clear();
             return Ok(());
         }
-        self.clear_unknown().await?;
+        self.clear_unknown()?;
         let unentitled = self.grants.borrow().unentitled(|name| rules.access(name));
-        if unentitled.is_empty() {
-            return Ok(());
-        }
-        let removed = self.shared.sets.change(&self.removals(&unentitled)).await;
-        if removed.is_err() {
-            self.unknown.set(true);
-        }
-        self.grants.borrow_mut().forget(&unentitled);
-        removed
+        self.take_back(&unentitled)
     }
 
     /// Whether [`Self::settle`] has work left.
@@ -190,10 +173,10 @@ impl<S: Sets> Instance<S> {
             Received::Nothing => return None,
         };
         self.count(|seen| seen.queries += 1);
-        match timeout(DEADLINE, self.answer(&question)).await {
-            Ok(Ok(answer)) => Some(question.answer(&answer, transport)),
-            Ok(Err(Denied::Refused(refusal))) => Some(question.refuse(refusal)),
-            Ok(Err(Denied::Failed)) | Err(_) => {
+        match self.answer(&question).await {
+            Ok(answer) => Some(question.answer(&answer, transport)),
+            Err(Denied::Refused(refusal)) => Some(question.refuse(refusal)),
+            Err(Denied::Failed) => {
                 self.count(|seen| seen.failed += 1);
                 Some(question.fail())
             }
@@ -223,13 +206,15 @@ impl<S: Sets> Instance<S> {
             Verdict::Open => {}
             Verdict::Recorded => self.tally.borrow_mut().outside(recorded(), &addresses),
             Verdict::Refused => return Err(self.refuse(Refusal::NotListed)),
-            Verdict::Listed(_access, mode) => {
-                let granted = match &name {
-                    Some(name) => self.grant(name, &addresses, answer.ttl()).await,
-                    None => false,
-                };
-                if !granted && mode == Mode::Enforced {
-                    return Err(Denied::Failed);
+            Verdict::Listed(access, mode) => {
+                let name = Rc::from(name.unwrap_or_default());
+                let granted = self.grant(&name, &entries(&addresses, &access), answer.ttl());
+                if let Err(error) = granted {
+                    let slot = self.network.slot().number();
+                    tracing::warn!(slot, error = chain(&error), "addresses cannot be allowed");
+                    if mode == Mode::Enforced {
+                        return Err(Denied::Failed);
+                    }
                 }
             }
         }
@@ -265,66 +250,43 @@ impl<S: Sets> Instance<S> {
         }
     }
 
-    /// Lets the instance reach the addresses of a listed name; false if the sets could not be changed, or
-    /// the name is no longer listed.
-    async fn grant(&self, name: &str, addresses: &BTreeSet<IpAddr>, ttl: Duration) -> bool {
-        let wanted = |rules: &Rules| rules.access(name).map(|access| entries(addresses, &access));
-        let Some(first) = wanted(&self.rules.borrow()) else { return false };
-        if !self.unknown.get() && self.missing(&first, ttl).is_empty() {
-            return true;
-        }
-        let _changing = self.changing.lock().await;
-        // Another question may have brought the same, or the rules may have changed, while we waited.
-        let cleared = self.clear_unknown().await;
-        let Some(wanted) = wanted(&self.rules.borrow()) else { return false };
-        let missing = self.missing(&wanted, ttl);
-        let changed = match cleared {
-            Ok(()) if missing.is_empty() => return true,
-            Ok(()) => self.add(&Rc::from(name), &missing, ttl).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = &changed {
-            let slot = self.network.slot().number();
-            tracing::warn!(
-                slot,
-                error = chain(error),
-                "an answer is held back: its addresses cannot be allowed"
-            );
-        }
-        changed.is_ok()
-    }
-
-    fn missing(&self, wanted: &BTreeSet<Entry>, ttl: Duration) -> Vec<Entry> {
-        self.grants.borrow().missing(wanted, ttl, Instant::now())
-    }
-
-    async fn add(&self, name: &Rc<str>, missing: &[Entry], ttl: Duration) -> Result<(), SetsError> {
-        let recorded = self.grants.borrow_mut().record(name, missing, ttl, Instant::now());
+    /// Lets the instance reach the addresses of a listed name, whatever the sets hold already: somebody may
+    /// have flushed them.
+    fn grant(
+        &self,
+        name: &Rc<str>,
+        wanted: &BTreeSet<Entry>,
+        ttl: Duration,
+    ) -> Result<(), SetsError> {
+        self.clear_unknown()?;
+        let recorded = self.grants.borrow_mut().record(name, wanted, ttl, Instant::now());
+        self.take_back(&recorded.evicted)?;
         let slot = self.network.slot();
-        let mut changes = self.removals(&recorded.evicted);
-        changes.extend(recorded.adds.iter().map(|&(entry, timeout)| SetChange::Add {
-            set: entry.set(slot),
-            entry,
-            timeout,
-        }));
-        self.shared.sets.change(&changes).await?;
-        let mut grants = self.grants.borrow_mut();
-        grants.forget(&recorded.evicted);
-        grants.confirm(missing, Instant::now());
-        Ok(())
+        recorded.adds.into_iter().try_for_each(|(entry, timeout)| {
+            self.shared.sets.change(&entry.set(slot), SetChange::Add(entry, timeout))
+        })
     }
 
-    fn removals(&self, entries: &[Entry]) -> Vec<SetChange> {
+    fn take_back(&self, entries: &[Entry]) -> Result<(), SetsError> {
         let slot = self.network.slot();
-        let remove = |&entry: &Entry| SetChange::Remove { set: entry.set(slot), entry };
-        entries.iter().map(remove).collect()
+        let removed = entries.iter().try_for_each(|&entry| {
+            self.shared.sets.change(&entry.set(slot), SetChange::Remove(entry))
+        });
+        if removed.is_err() {
+            self.unknown.set(true);
+        }
+        self.grants.borrow_mut().forget(entries);
+        removed
     }
 
     /// Clears the sets if they may hold what is not recorded.
-    async fn clear_unknown(&self) -> Result<(), SetsError> {
+    fn clear_unknown(&self) -> Result<(), SetsError> {
         if self.unknown.get() {
-            for set in live_sets(self.network.slot()) {
-                self.shared.sets.clear(&set).await?;
+            for set in [InstanceSet::Names, InstanceSet::NamePorts] {
+                for family in Family::BOTH {
+                    let set = set.name(self.network.slot(), family);
+                    self.shared.sets.change(&set, SetChange::Clear)?;
+                }
             }
             self.grants.borrow_mut().clear();
             self.unknown.set(false);
@@ -343,10 +305,4 @@ enum Denied {
     Refused(Refusal),
     /// The upstream, or the sets, failed.
     Failed,
-}
-
-/// The sets that this program fills.
-fn live_sets(slot: Slot) -> Vec<String> {
-    let of = |set: InstanceSet| Family::BOTH.map(|family| set.name(slot, family));
-    [InstanceSet::Names, InstanceSet::NamePorts].into_iter().flat_map(of).collect()
 }

@@ -21,7 +21,7 @@ use nix::sys::socket::{
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
-use tokio::task::{JoinHandle, JoinSet, spawn_local};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::instance::Instance;
@@ -71,11 +71,10 @@ impl Default for Limit {
     }
 }
 
-/// The sockets of one instance and the tasks behind them.
+/// The sockets of one instance and the tasks behind them, which end when it is dropped.
 #[derive(Debug)]
 pub struct Listener {
-    udp: JoinHandle<()>,
-    tcp: JoinHandle<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Listener {
@@ -97,18 +96,15 @@ impl Listener {
             limit: limit.clone(),
             rate: Rc::clone(&rate),
         };
-        Ok(Self {
-            udp: spawn_local(answer_datagrams(udp, desk(instance))),
-            tcp: spawn_local(accept(tcp, desk(instance))),
-        })
+        let mut tasks = JoinSet::new();
+        tasks.spawn_local(answer_datagrams(udp, desk(instance)));
+        tasks.spawn_local(accept(tcp, desk(instance)));
+        Ok(Self { tasks })
     }
 
     /// Ends the tasks; afterwards nothing of them is left, and the address is free.
-    pub async fn stop(self) {
-        for task in [self.udp, self.tcp] {
-            task.abort();
-            let _aborted = task.await;
-        }
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
     }
 }
 

@@ -15,7 +15,6 @@ use claw_core::firewall::{DnsPolicy, DnsRules};
 use claw_core::name::InstanceName;
 use sd_notify::NotifyState;
 use tokio::select;
-use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Settings;
@@ -38,6 +37,9 @@ pub enum ServeError {
     /// Signals cannot be listened to.
     #[error("cannot listen to signals")]
     Signals(#[source] io::Error),
+    /// The kernel's sets cannot be reached.
+    #[error("cannot reach the kernel's sets of addresses")]
+    Sets(#[source] io::Error),
     /// The policy's directory cannot be watched.
     #[error("cannot watch {}", path.display())]
     Watch {
@@ -67,7 +69,6 @@ struct Served<S> {
     listener: Option<Listener>,
     /// The last failure to bind was said; it is not repeated.
     said: bool,
-    settling: Option<JoinHandle<()>>,
 }
 
 /// The process.
@@ -167,7 +168,7 @@ impl<S: Sets> Server<S> {
             }
         }
         self.listen();
-        for served in self.served.values_mut() {
+        for served in self.served.values() {
             served.settle();
         }
     }
@@ -178,7 +179,6 @@ impl<S: Sets> Server<S> {
             place: (self.place)(rules.network),
             listener: None,
             said: false,
-            settling: None,
         }
     }
 
@@ -190,8 +190,8 @@ impl<S: Sets> Server<S> {
     }
 
     /// Tries again what could not be cleared or taken back.
-    fn settle(&mut self) {
-        for served in self.served.values_mut() {
+    fn settle(&self) {
+        for served in self.served.values() {
             if served.instance.is_unsettled() {
                 served.settle();
             }
@@ -246,31 +246,17 @@ impl<S: Sets> Served<S> {
         }
     }
 
-    /// Brings the sets in line with the rules, beside everything else; one attempt at a time.
-    fn settle(&mut self) {
-        if let Some(previous) = self.settling.take()
-            && !previous.is_finished()
-            && self.instance.is_unsettled()
-        {
-            self.settling = Some(previous);
-            return;
+    /// Brings the sets in line with the rules.
+    fn settle(&self) {
+        if let Err(error) = self.instance.settle() {
+            let slot = self.instance.network().slot().number();
+            tracing::warn!(slot, error = chain(&error), "a set may hold too much, trying again");
         }
-        let instance = Rc::clone(&self.instance);
-        self.settling = Some(spawn_local(async move {
-            if let Err(error) = instance.settle().await {
-                let slot = instance.network().slot().number();
-                tracing::warn!(slot, error = chain(&error), "sets may hold too much, trying again");
-            }
-        }));
     }
 
     async fn stop(self) {
         if let Some(listener) = self.listener {
             listener.stop().await;
-        }
-        if let Some(settling) = self.settling {
-            settling.abort();
-            let _aborted = settling.await;
         }
     }
 }

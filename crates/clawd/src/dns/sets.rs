@@ -9,14 +9,6 @@ use std::time::Duration;
 
 use claw_core::address::Slot;
 use claw_core::firewall::{Family, InstanceSet, Port, Protocol};
-use tokio::sync::Semaphore;
-
-use crate::adapters::command::{self, CommandError};
-
-/// Longest time for one run of ipset; 20 000 entries take 43 ms.
-const DEADLINE: Duration = Duration::from_secs(2);
-/// Most runs of ipset at the same time, each about 1 MiB.
-const MAX_RUNS: usize = 4;
 
 /// An address that a name led to, as an entry of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,89 +38,55 @@ impl fmt::Display for Entry {
     }
 }
 
-/// A change of a set. Displayed, it is a line that `ipset restore` reads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What is changed in a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetChange {
-    /// Adds an entry, or gives it another timeout.
-    Add {
-        /// Name of the set.
-        set: String,
-        /// Which.
-        entry: Entry,
-        /// How long it stays; at least a second, rounded up to seconds.
-        timeout: Duration,
-    },
+    /// Adds an entry for a while, rounded up to seconds, or gives it that timeout.
+    Add(Entry, Duration),
     /// Removes an entry; gone is success.
-    Remove {
-        /// Name of the set.
-        set: String,
-        /// Which.
-        entry: Entry,
-    },
+    Remove(Entry),
+    /// Removes every entry; the set not being there is success.
+    Clear,
 }
 
 impl fmt::Display for SetChange {
+    /// As ipset(8) is told it, without the set's name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Add { set, entry, timeout } => {
-                let seconds = timeout.as_millis().div_ceil(1000);
-                write!(f, "add {set} {entry} timeout {seconds}")
-            }
-            Self::Remove { set, entry } => write!(f, "del {set} {entry}"),
+            Self::Add(entry, timeout) => write!(f, "add {entry} timeout {}", seconds(*timeout)),
+            Self::Remove(entry) => write!(f, "del {entry}"),
+            Self::Clear => f.write_str("flush"),
         }
     }
+}
+
+/// A timeout as the kernel takes it.
+#[must_use]
+pub fn seconds(timeout: Duration) -> u32 {
+    u32::try_from(timeout.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
 }
 
 /// Why a set is not as it should be.
 #[derive(Debug, thiserror::Error)]
-#[error("changing sets of addresses")]
-pub struct SetsError(#[source] pub CommandError);
+#[error("{change} of set {set}")]
+pub struct SetsError {
+    /// Which set.
+    pub set: String,
+    /// What was tried.
+    pub change: SetChange,
+    /// What the kernel said.
+    #[source]
+    pub source: std::io::Error,
+}
 
 /// The live sets of every instance.
 pub trait Sets: 'static {
-    /// Carries out the changes in order; on an error, some of them.
-    fn change(&self, changes: &[SetChange]) -> impl Future<Output = Result<(), SetsError>>;
-    /// Removes every entry of a set; the set not being there is success.
-    fn clear(&self, set: &str) -> impl Future<Output = Result<(), SetsError>>;
-}
-
-/// The sets, changed by the program ipset(8): one run for each answer that brings something new.
-#[derive(Debug)]
-pub struct Ipset {
-    runs: Semaphore,
-}
-
-impl Ipset {
-    /// Uses the ipset that is found by `PATH`.
-    #[must_use]
-    pub fn new() -> Self {
-        Self { runs: Semaphore::new(MAX_RUNS) }
-    }
-}
-
-impl Default for Ipset {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Sets for Ipset {
-    async fn change(&self, changes: &[SetChange]) -> Result<(), SetsError> {
-        let script: String = changes.iter().map(|change| format!("{change}\n")).collect();
-        // Never closed.
-        let _run = self.runs.acquire().await;
-        let run = command::feed(&["ipset", "restore", "-exist"], &script, DEADLINE);
-        run.await.map(drop).map_err(SetsError)
-    }
-
-    async fn clear(&self, set: &str) -> Result<(), SetsError> {
-        let _run = self.runs.acquire().await;
-        match command::run(&["ipset", "flush", set], DEADLINE).await {
-            Ok(_silent) => Ok(()),
-            Err(CommandError::Failed { output, .. }) if output.contains("does not exist") => Ok(()),
-            Err(error) => Err(SetsError(error)),
-        }
-    }
+    /// Carries out one change. It takes microseconds and waits for nobody, so that no other question comes
+    /// between a look at the rules and the change.
+    ///
+    /// # Errors
+    /// [`SetsError`]; the set is then as it was.
+    fn change(&self, set: &str, change: SetChange) -> Result<(), SetsError>;
 }
 
 #[cfg(test)]
@@ -136,20 +94,18 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(entry: Entry, expected: &str) {
-        let slot = Slot::new(3).unwrap();
-        let timeout = Duration::from_millis(119_001);
-        let add = SetChange::Add { set: entry.set(slot), entry, timeout };
-        assert_eq!(add.to_string(), format!("add {expected} timeout 120"));
-        let remove = SetChange::Remove { set: entry.set(slot), entry };
-        assert_eq!(remove.to_string(), format!("del {expected}"));
+    fn check(entry: Entry, set: &str, text: &str) {
+        assert_eq!(entry.set(Slot::new(3).unwrap()), set);
+        let add = SetChange::Add(entry, Duration::from_millis(119_001));
+        assert_eq!(add.to_string(), format!("add {text} timeout 120"));
+        assert_eq!(SetChange::Remove(entry).to_string(), format!("del {text}"));
     }
 
     #[test]
-    fn changes_are_lines_of_ipset() {
+    fn entries_belong_to_the_set_of_their_kind() {
         let port = Port::new(443).map(|port| (Protocol::Udp, port));
-        check(Entry { address: [192, 0, 2, 1].into(), port: None }, "claw-i3-names4 192.0.2.1");
+        check(Entry { address: [192, 0, 2, 1].into(), port: None }, "claw-i3-names4", "192.0.2.1");
         let address = "2001:db8::1".parse().unwrap();
-        check(Entry { address, port }, "claw-i3-nameports6 2001:db8::1,udp:443");
+        check(Entry { address, port }, "claw-i3-nameports6", "2001:db8::1,udp:443");
     }
 }
