@@ -5,6 +5,7 @@
 //! passes. Where to start: `tests/real_adapters.rs` runs all of them.
 
 mod files;
+mod firewall;
 mod proxy;
 mod runtime;
 
@@ -17,6 +18,7 @@ use claw_core::plan::VirtualHost;
 use crate::ports::{Clock, Gateway, GatewayAnswer, Host};
 
 pub use files::files;
+pub use firewall::{firewall, traffic};
 pub use proxy::proxy;
 pub use runtime::{RuntimeSubject, runtime};
 

@@ -6,6 +6,8 @@
 
 // `cfg(test)` says to clippy what it is.
 #[cfg(test)]
+mod firewall_adapter;
+#[cfg(test)]
 mod lab;
 
 use std::time::Duration;

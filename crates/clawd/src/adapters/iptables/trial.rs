@@ -31,6 +31,14 @@ impl Iptables {
         match (started, refusal) {
             (Ok(_), None) => Ok(()),
             (Err(CommandError::Failed { .. }) | Ok(_), Some(output)) => {
+                // A bad policy does not make the host a degraded one.
+                let reset = command::run(&["systemctl", "reset-failed", UNIT], DEADLINE).await;
+                if let Err(error) = reset {
+                    tracing::warn!(
+                        error = chain(&error),
+                        "{UNIT} stays in the list of failed units"
+                    );
+                }
                 Err(FirewallError::Invalid { output })
             }
             (Err(error), _) => Err(failed("trying the rules in a namespace of their own")(error)),
