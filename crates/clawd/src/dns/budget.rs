@@ -2,19 +2,20 @@
 //! bounded whatever containers ask for, with 254 instances as with one.
 
 /// Bytes of answers that are kept, in all.
-const CACHE_BYTES: usize = 8 * 1024 * 1024;
-/// Entries of sets that are recorded, in all; each takes about 150 bytes.
-const ENTRIES: usize = 65_536;
-/// Names outside lists that are kept, in all; each takes up to 700 bytes, and as much again in the file.
-const NAMES: usize = 8192;
+const CACHE_BYTES: usize = 4 * 1024 * 1024;
+/// Addresses with their ports that are recorded, in all; each takes about 200 bytes.
+const TARGETS: usize = 32_768;
+/// Names outside lists that are kept, in all; each takes up to 700 bytes, and twice as much again while
+/// the file is written.
+const NAMES: usize = 4096;
 
 /// The share of one instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
     /// Bytes of answers that are kept.
     pub cache_bytes: usize,
-    /// Entries of sets that are recorded.
-    pub entries: usize,
+    /// Addresses with their ports that are recorded.
+    pub targets: usize,
     /// Names outside the list that are kept; at most 256, as `DnsCounters` says.
     pub names: usize,
 }
@@ -26,7 +27,7 @@ impl Budget {
         let share = |total: usize, most: usize| (total / instances.max(1)).min(most);
         Self {
             cache_bytes: share(CACHE_BYTES, 256 * 1024),
-            entries: share(ENTRIES, 4096),
+            targets: share(TARGETS, 4096),
             names: share(NAMES, 256),
         }
     }
@@ -43,8 +44,8 @@ mod tests {
         for instances in [1, 10, 100, 254] {
             let budget = Budget::of(instances);
             assert!(budget.cache_bytes * instances <= CACHE_BYTES);
-            assert!(budget.entries * instances <= ENTRIES && budget.entries >= 256);
-            assert!(budget.names * instances <= NAMES && budget.names >= 32);
+            assert!(budget.targets * instances <= TARGETS && budget.targets >= 128);
+            assert!(budget.names * instances <= NAMES && budget.names >= 16);
         }
     }
 }

@@ -11,8 +11,9 @@ use tokio::time::Instant;
 
 use super::answer::Answer;
 
-/// Accounted for each answer besides its bytes: the key and the map's own.
-const OVERHEAD: usize = 160;
+/// Accounted for each answer besides its bytes: the key, its name, and the map's own, a third of which is
+/// empty.
+const OVERHEAD: usize = 400;
 /// Larger answers are not kept.
 const MAX_BYTES: usize = 4096;
 

@@ -20,7 +20,7 @@ use super::answer::Answer;
 use super::budget::Budget;
 use super::cache::Cache;
 use super::closed::is_closed;
-use super::grants::{Grants, entries};
+use super::grants::{Grants, Target};
 use super::names::{Access, Names, plain};
 use super::question::{Question, Received, Refusal, Transport, read};
 use super::sets::{Entry, SetChange, Sets, SetsError};
@@ -104,7 +104,7 @@ impl<S: Sets> Instance<S> {
             shared,
             network: rules.network,
             rules: RefCell::new(Rc::new(Rules::new(rules))),
-            grants: RefCell::new(Grants::new(budget.entries)),
+            grants: RefCell::new(Grants::new(budget.targets)),
             cache: RefCell::new(Cache::new(budget.cache_bytes)),
             tally: RefCell::new(Tally::new(budget.names)),
             unknown: Cell::new(true),
@@ -126,7 +126,7 @@ impl<S: Sets> Instance<S> {
         }
         *self.rules.borrow_mut() = Rc::new(rules);
         self.cache.borrow_mut().bound(budget.cache_bytes);
-        self.grants.borrow_mut().bound(budget.entries);
+        self.grants.borrow_mut().bound(budget.targets);
         self.tally.borrow_mut().bound(budget.names);
     }
 
@@ -208,7 +208,7 @@ impl<S: Sets> Instance<S> {
             Verdict::Refused => return Err(self.refuse(Refusal::NotListed)),
             Verdict::Listed(access, mode) => {
                 let name = Rc::from(name.unwrap_or_default());
-                let granted = self.grant(&name, &entries(&addresses, &access), answer.ttl());
+                let granted = self.grant(&name, &Target::all(&addresses, &access), answer.ttl());
                 if let Err(error) = granted {
                     let slot = self.network.slot().number();
                     tracing::warn!(slot, error = chain(&error), "addresses cannot be allowed");
@@ -255,28 +255,32 @@ impl<S: Sets> Instance<S> {
     fn grant(
         &self,
         name: &Rc<str>,
-        wanted: &BTreeSet<Entry>,
+        wanted: &BTreeSet<Target>,
         ttl: Duration,
     ) -> Result<(), SetsError> {
         self.clear_unknown()?;
         let recorded = self.grants.borrow_mut().record(name, wanted, ttl, Instant::now());
         self.take_back(&recorded.evicted)?;
-        let slot = self.network.slot();
-        recorded.adds.into_iter().try_for_each(|(entry, timeout)| {
-            self.shared.sets.change(&entry.set(slot), SetChange::Add(entry, timeout))
+        recorded.adds.into_iter().try_for_each(|(target, timeout)| {
+            self.change(target, |entry| SetChange::Add(entry, timeout))
         })
     }
 
-    fn take_back(&self, entries: &[Entry]) -> Result<(), SetsError> {
-        let slot = self.network.slot();
-        let removed = entries.iter().try_for_each(|&entry| {
-            self.shared.sets.change(&entry.set(slot), SetChange::Remove(entry))
-        });
+    fn take_back(&self, targets: &[Target]) -> Result<(), SetsError> {
+        let removed = targets.iter().try_for_each(|&target| self.change(target, SetChange::Remove));
         if removed.is_err() {
             self.unknown.set(true);
         }
-        self.grants.borrow_mut().forget(entries);
+        self.grants.borrow_mut().forget(targets);
         removed
+    }
+
+    fn change(&self, target: Target, change: impl Fn(Entry) -> SetChange) -> Result<(), SetsError> {
+        let slot = self.network.slot();
+        target
+            .entries()
+            .into_iter()
+            .try_for_each(|entry| self.shared.sets.change(&entry.set(slot), change(entry)))
     }
 
     /// Clears the sets if they may hold what is not recorded.

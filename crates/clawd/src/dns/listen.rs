@@ -33,7 +33,7 @@ const MAX_QUESTIONS: usize = 64;
 /// Most connections of one instance.
 const MAX_CONNECTIONS: usize = 8;
 /// Most questions that are answered at the same time in all: each takes up to 16 KiB.
-const MAX_ALL: usize = 1024;
+const MAX_ALL: usize = 512;
 /// Most questions of one instance in a second; a gateway under load asks for some tens.
 const MAX_RATE: u32 = 1000;
 /// A connection ends when nothing comes for so long, or nothing can be sent.

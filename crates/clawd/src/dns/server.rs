@@ -208,7 +208,7 @@ impl<S: Sets> Server<S> {
         }
         let counters = self.served.iter();
         let counters = counters.map(|(name, served)| (name.clone(), served.instance.counters()));
-        let written = encode_counters(&counters.collect())
+        let written = encode_counters(counters.collect())
             .map_err(io::Error::other)
             .and_then(|text| replace(&self.counters, &text, Durability::Volatile));
         match written {

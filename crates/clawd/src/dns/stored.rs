@@ -147,10 +147,10 @@ pub fn decode_policy(bytes: &[u8]) -> Result<DnsPolicy, StoredError> {
 /// # Errors
 /// Never for what counters can hold.
 pub fn encode_counters(
-    counters: &BTreeMap<InstanceName, DnsCounters>,
+    counters: BTreeMap<InstanceName, DnsCounters>,
 ) -> Result<Vec<u8>, serde_json::Error> {
-    let instances = counters.iter().map(|(name, seen)| {
-        let DnsCounters { queries, refused, rebinding, failed, outside } = seen.clone();
+    let instances = counters.into_iter().map(|(name, seen)| {
+        let DnsCounters { queries, refused, rebinding, failed, outside } = seen;
         (name.to_string(), StoredSeen { queries, refused, rebinding, failed, outside })
     });
     serde_json::to_vec(&StoredCounters { instances: instances.collect() })
@@ -290,7 +290,7 @@ mod tests {
             ],
         };
         let counters = BTreeMap::from([(InstanceName::parse("demo").unwrap(), seen)]);
-        assert_eq!(decode_counters(&encode_counters(&counters).unwrap()).unwrap(), counters);
+        assert_eq!(decode_counters(&encode_counters(counters.clone()).unwrap()).unwrap(), counters);
     }
 
     #[track_caller]

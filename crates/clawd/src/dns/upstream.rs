@@ -203,18 +203,23 @@ async fn by_udp(server: SocketAddr, query: &Query) -> Result<Option<Message>, Up
     socket.connect(server).await?;
     let message = request(query);
     socket.send(&message.to_vec().map_err(|_too_long| UpstreamError::Malformed)?).await?;
-    let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
-        let length = socket.recv(&mut buffer).await?;
-        let Some(reply) = buffer.get(..length).and_then(|bytes| Message::from_vec(bytes).ok())
-        else {
+        let Some(reply) = receive(&socket).await?.filter(|reply| answers(reply, &message)) else {
             continue;
         };
-        if !answers(&reply, &message) {
-            continue;
-        }
         let as_written = reply.queries.iter().all(|echo| echo.name().eq_case(query.name()));
         return Ok((as_written && !reply.metadata.truncation).then_some(reply));
+    }
+}
+
+/// The next message; `None` if it is none. A question that waits for it takes no buffer.
+async fn receive(socket: &UdpSocket) -> io::Result<Option<Message>> {
+    socket.readable().await?;
+    let mut buffer = [0; MAX_DATAGRAM];
+    match socket.try_recv(&mut buffer) {
+        Ok(length) => Ok(buffer.get(..length).and_then(|bytes| Message::from_vec(bytes).ok())),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
