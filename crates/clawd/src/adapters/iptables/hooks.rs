@@ -8,6 +8,8 @@
 //! deadline around it. Of its functions only those are used that look at the exit status (`new`,
 //! `new_chain`, `insert`, `delete`); what is there is known from `iptables-save`.
 
+use std::sync::OnceLock;
+
 use claw_core::firewall::saved::{self, Saved, SavedHook, SavedTable};
 use claw_core::firewall::{Family, FamilyRules, Hook, Table, TableRules};
 use iptables::IPTables;
@@ -36,10 +38,21 @@ enum Operation {
     Delete { table: Table, chain: String, rule: String },
 }
 
+impl std::fmt::Display for Operation {
+    /// As it would be written for iptables(8), without the table.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NewChain { chain, .. } => write!(f, "-N {chain}"),
+            Self::InsertFirst { chain, rule, .. } => write!(f, "-I {chain} 1 {rule}"),
+            Self::Delete { chain, rule, .. } => write!(f, "-D {chain} {rule}"),
+        }
+    }
+}
+
 /// The crate's failure; its own error is not `Send`.
 #[derive(Debug, thiserror::Error)]
 enum CrateError {
-    #[error("{operation:?} failed: {message}")]
+    #[error("{operation} in table {}: {message}", .operation.table().name())]
     Failed { operation: Operation, message: String },
     #[error("{program} cannot be used: {message}")]
     Unusable { program: &'static str, message: String },
@@ -227,23 +240,98 @@ fn carry_out(
         Family::V4 => "iptables",
         Family::V6 => "ip6tables",
     };
-    let tables = iptables::new(family == Family::V6)
+    let tables = tables(family)
         .map_err(|error| CrateError::Unusable { program, message: error.to_string() })?;
     for operation in operations {
         let _running = ledger.begin(program);
-        if let Err(error) = operation.run(&tables) {
+        if let Err(error) = operation.run(tables) {
             return Err(CrateError::Failed { operation, message: error.to_string() });
         }
     }
     Ok(())
 }
 
+/// The crate asks the program for its version, which is what it can do; once is enough.
+fn tables(family: Family) -> Result<&'static IPTables, Box<dyn std::error::Error>> {
+    static PROBED: [OnceLock<IPTables>; 2] = [OnceLock::new(), OnceLock::new()];
+    let [v4, v6] = &PROBED;
+    let (probed, is_v6) = match family {
+        Family::V4 => (v4, false),
+        Family::V6 => (v6, true),
+    };
+    if probed.get().is_none() {
+        // Two threads may probe at once; they learn the same.
+        let _other = probed.set(iptables::new(is_v6)?);
+    }
+    probed.get().ok_or_else(|| "it was not probed".into())
+}
+
 impl Operation {
+    const fn table(&self) -> Table {
+        match self {
+            Self::NewChain { table, .. }
+            | Self::InsertFirst { table, .. }
+            | Self::Delete { table, .. } => *table,
+        }
+    }
+
     fn run(&self, tables: &IPTables) -> Result<(), Box<dyn std::error::Error>> {
         match self {
             Self::NewChain { table, chain } => tables.new_chain(table.name(), chain),
             Self::InsertFirst { table, chain, rule } => tables.insert(table.name(), chain, rule, 1),
             Self::Delete { table, chain, rule } => tables.delete(table.name(), chain, rule),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is done with the filter table of `iptables-save`, so that CLAW-IN is first in INPUT.
+    #[track_caller]
+    fn check(saved: &str, expected: &[&str]) {
+        let hook = Hook { from: "INPUT", to: "CLAW-IN".to_owned(), optional: false };
+        let chain = claw_core::firewall::Chain { name: "CLAW-IN".to_owned(), rules: Vec::new() };
+        let table = TableRules { table: Table::Filter, chains: vec![chain], hooks: vec![hook] };
+        let rules = FamilyRules { family: Family::V4, tables: vec![table] };
+        let found =
+            Saved::parse(&format!("*filter\n:INPUT ACCEPT [0:0]\n{saved}COMMIT\n")).unwrap();
+        let mut done = entry_chains(&rules, &found);
+        done.extend(operations(&rules, &found));
+        let shown: Vec<String> = done.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn jumps_are_placed_without_a_moment_without() {
+        check("", &["-N CLAW-IN", "-I INPUT 1 -j CLAW-IN"]);
+        let chain = ":CLAW-IN - [0:0]\n";
+        check(chain, &["-I INPUT 1 -j CLAW-IN"]);
+        check(&format!("{chain}-A INPUT -j CLAW-IN\n-A INPUT -j X\n"), &[]);
+        let replace = [
+            "-I INPUT 1 -m comment --comment claw-moves -j CLAW-IN",
+            "-D INPUT -j CLAW-IN",
+            "-I INPUT 1 -j CLAW-IN",
+            "-D INPUT -m comment --comment claw-moves -j CLAW-IN",
+        ];
+        check(&format!("{chain}-A INPUT -j X\n-A INPUT -j CLAW-IN\n"), &replace);
+        let twice = [replace[0], replace[1], replace[1], replace[2], replace[3]];
+        check(&format!("{chain}-A INPUT -j CLAW-IN\n-A INPUT -j CLAW-IN\n"), &twice);
+    }
+
+    #[test]
+    fn what_a_killed_agent_and_others_left_goes() {
+        let left = ":CLAW-IN - [0:0]\n-A INPUT -j CLAW-IN\n\
+            -A INPUT -m comment --comment claw-moves -j CLAW-IN\n-A OUTPUT -j CLAW-IN\n";
+        check(
+            left,
+            &["-D INPUT -m comment --comment claw-moves -j CLAW-IN", "-D OUTPUT -j CLAW-IN"],
+        );
+        // A chain that goes takes its jumps with it.
+        check(
+            ":CLAW-IN - [0:0]\n:CLAW-OLD - [0:0]\n-A INPUT -j CLAW-IN\n-A INPUT -j CLAW-OLD\n",
+            &[],
+        );
     }
 }

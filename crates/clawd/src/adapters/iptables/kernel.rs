@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use claw_core::firewall::saved::{self, Saved, SavedError, SavedSets};
-use claw_core::firewall::{Family, FamilyRules, Ruleset};
+use claw_core::firewall::{Family, FamilyRules, Ruleset, Table};
 
 use super::hooks;
 use super::ledger::Ledger;
@@ -46,7 +46,7 @@ impl InForce {
     }
 }
 
-/// Reads everything. `counted`: whether rules come with their counters.
+/// Reads everything.
 pub(super) async fn in_force() -> Result<InForce, FirewallError> {
     let (v4, v6, sets) = tokio::join!(rules(Family::V4), rules(Family::V6), sets());
     Ok(InForce { families: [v4?, v6?], sets: sets? })
@@ -69,8 +69,10 @@ pub(super) async fn sets() -> Result<SavedSets, FirewallError> {
     SavedSets::parse(&text).map_err(not_understood(doing))
 }
 
-/// Turns what is there into what is wanted: sets, then both families side by side, each with the
-/// guarantee first and then its hooks, then what is left over. What is as it should be is left alone.
+/// Turns what is there into what is wanted: sets, then both families, then what is left over. What is as
+/// it should be is left alone. The families go side by side, so that neither waits for the other's copy
+/// in filter before its guarantee stands; on two busy cores it takes as long as one after the other
+/// (measured).
 pub(super) async fn apply(
     rules: &Ruleset,
     found: &InForce,
@@ -86,20 +88,25 @@ pub(super) async fn apply(
     restore_sets(&stale, "removing sets").await
 }
 
+/// The guarantee stands, jumps included, before the copy in filter is touched: after somebody flushed
+/// everything the gap ends there.
 async fn apply_family(
     rules: &FamilyRules,
     found: &Saved,
     ledger: &Ledger,
 ) -> Result<(), FirewallError> {
     let family = rules.family;
-    hooks::make_entry_chains(rules, found, ledger).await?;
-    let text = hooks::differing(rules, found).restore_text();
     let doing = match family {
         Family::V4 => "applying the rules of IPv4",
         Family::V6 => "applying the rules of IPv6",
     };
-    restore(family, &text, doing, ledger).await?;
-    hooks::place(rules, found, ledger).await?;
+    for stage in [&[Table::Raw, Table::Security][..], &[Table::Filter][..]] {
+        let tables = rules.tables.iter().filter(|table| stage.contains(&table.table));
+        let stage = FamilyRules { family, tables: tables.cloned().collect() };
+        hooks::make_entry_chains(&stage, found, ledger).await?;
+        restore(family, &hooks::differing(&stage, found).restore_text(), doing, ledger).await?;
+        hooks::place(&stage, found, ledger).await?;
+    }
     let doing = match family {
         Family::V4 => "removing chains of IPv4",
         Family::V6 => "removing chains of IPv6",

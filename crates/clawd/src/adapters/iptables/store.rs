@@ -269,3 +269,113 @@ fn remove(path: &Path) -> Result<(), FirewallError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use claw_core::firewall::{Chain, Family, FamilyRules, Table, TableRules};
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(30);
+
+    fn rules(rule: &str) -> Ruleset {
+        let chains = vec![Chain { name: "CLAW-IN".to_owned(), rules: vec![rule.to_owned()] }];
+        let table = TableRules { table: Table::Filter, chains, hooks: Vec::new() };
+        let families =
+            Family::BOTH.map(|family| FamilyRules { family, tables: vec![table.clone()] });
+        Ruleset { sets: Vec::new(), families }
+    }
+
+    fn at(dir: &Path) -> Store {
+        Store::new(dir.join("data"), dir.join("run"))
+    }
+
+    #[track_caller]
+    fn check(store: &Store, good: Option<&str>, pending: Option<(&str, u64)>) {
+        assert_eq!(store.good().unwrap(), good.map(rules));
+        let found = store.pending().unwrap().map(|pending| (pending.before, pending.until));
+        assert_eq!(found, pending.map(|(before, until)| (rules(before), until)));
+        assert_eq!(store.is_pending(), pending.is_some());
+    }
+
+    #[tokio::test]
+    async fn rules_are_armed_and_proven() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = at(dir.path());
+        let lock = store.lock(SOON).await.unwrap();
+        check(&store, None, None);
+        store.arm(&rules("-j A"), 5).unwrap();
+        check(&store, None, Some(("-j A", 5)));
+        store.arm(&rules("-j B"), 7).unwrap();
+        check(&store, None, Some(("-j A", 7)));
+        store.set_good(&rules("-j B")).unwrap();
+        check(&store, Some("-j B"), Some(("-j A", 7)));
+        store.disarm().unwrap();
+        store.disarm().unwrap();
+        check(&store, Some("-j B"), None);
+        store.set_good(&rules("-j C")).unwrap();
+        check(&store, Some("-j C"), None);
+        let late = at(dir.path()).lock(SOON).await;
+        assert!(matches!(late, Err(FirewallError::Store { .. })), "{late:?}");
+        drop(lock);
+        at(dir.path()).lock(SOON).await.unwrap();
+    }
+
+    #[test]
+    fn what_a_kill_leaves_is_no_obstacle() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = at(dir.path());
+        for remains in ["pending.new", "pending.done", "good.new"] {
+            let remains = dir.path().join("data").join(remains);
+            write_ruleset(&remains, &rules("-j OLD")).unwrap();
+            fs::write(remains.join("part"), "of something").unwrap();
+        }
+        check(&store, None, None);
+        store.arm(&rules("-j A"), 5).unwrap();
+        store.set_good(&rules("-j B")).unwrap();
+        check(&store, Some("-j B"), Some(("-j A", 5)));
+        store.disarm().unwrap();
+        let left = fs::read_dir(dir.path().join("data")).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["good"]);
+    }
+
+    #[test]
+    fn rules_that_were_put_back_to_none_are_not_good_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = at(dir.path());
+        let families = Family::BOTH.map(|family| FamilyRules { family, tables: Vec::new() });
+        store.set_good(&Ruleset { sets: Vec::new(), families }).unwrap();
+        check(&store, None, None);
+    }
+
+    #[test]
+    fn a_candidate_is_refused_with_a_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = at(dir.path());
+        assert_eq!(store.candidate().unwrap(), None);
+        store.propose(&rules("-j A")).unwrap();
+        assert_eq!((store.candidate().unwrap(), store.refusal()), (Some(rules("-j A")), None));
+        store.refuse(&"no ".repeat(2000)).unwrap();
+        assert_eq!(store.refusal().map(|why| why.len()), Some(MAX_REFUSAL));
+        store.propose(&rules("-j B")).unwrap();
+        assert_eq!(store.refusal(), None);
+    }
+
+    #[test]
+    fn damaged_rules_are_not_taken_for_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = at(dir.path());
+        store.set_good(&rules("-j A")).unwrap();
+        for (name, text) in [("rules.v4", "*filter\n"), ("sets", "nonsense"), ("rules.v6", "x")] {
+            let path = dir.path().join("data/good").join(name);
+            let whole = fs::read(&path).unwrap();
+            fs::write(&path, text).unwrap();
+            let error = store.good().unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+            fs::write(&path, whole).unwrap();
+        }
+        fs::remove_file(dir.path().join("data/good/sets")).unwrap();
+        assert!(store.good().is_err());
+    }
+}
