@@ -30,6 +30,10 @@ const PERMISSIONS: u32 = 0o777;
 /// File systems keep times in steps of some milliseconds: two changes can carry one time.
 const RACY: i64 = 1000;
 
+/// How long a change may be in memory only, in milliseconds: the kernel writes after 30 s
+/// (`vm.dirty_expire_centisecs`); a slow disk may take longer.
+const UNWRITTEN: i64 = 10 * 60 * 1000;
+
 /// What identifies a state of a file: when any of it differs, it may have changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fingerprint {
@@ -62,9 +66,18 @@ impl Fingerprint {
 
     /// Whether it changed so shortly before `start`, or after, that a later change might not show.
     fn is_racy(&self, start: Timestamp) -> bool {
+        self.last_change().saturating_add(RACY) >= start.millis()
+    }
+
+    /// Whether it may have content that is not on the disk yet.
+    pub(crate) fn may_be_unwritten(&self, start: Timestamp) -> bool {
+        self.last_change().saturating_add(UNWRITTEN) >= start.millis()
+    }
+
+    /// In milliseconds since 1970.
+    fn last_change(&self) -> i64 {
         let latest = self.modified.max(self.changed);
-        let millis = latest.0.saturating_mul(1000).saturating_add(latest.1 / 1_000_000);
-        millis.saturating_add(RACY) >= start.millis()
+        latest.0.saturating_mul(1000).saturating_add(latest.1 / 1_000_000)
     }
 }
 

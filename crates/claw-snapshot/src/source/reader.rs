@@ -113,7 +113,16 @@ impl ListedFile {
             opened => opened?,
         };
         let found = Fingerprint::of(&file.metadata()?);
-        Ok(found.is_same_file(&self.listed).then_some(file))
+        if !found.is_same_file(&self.listed) {
+            return Ok(None);
+        }
+        // A program that writes through a mapping changes a file's time only with the first write
+        // to a page that is on the disk. Pages that are written out now make every later change
+        // show: at the end of this reading, or to the next snapshot.
+        if self.listed.may_be_unwritten(self.ledger.start) {
+            file.sync_data()?;
+        }
+        Ok(Some(file))
     }
 
     /// Compares the file, read to its end, with what was listed.

@@ -11,11 +11,13 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
 
 use claw_core::time::Timestamp;
 use claw_snapshot::{
-    Access, Credential, DirectoryStorage, Parent, RecoveryPassword, Repository, RepositorySecret,
-    SnapshotId, SnapshotRequest, Source, Storage, Watcher,
+    Access, Credential, DirectoryStorage, OpenDirectoryError, Parent, RecoveryPassword, Repository,
+    RepositorySecret, SnapshotId, SnapshotRequest, Source, Storage, Watcher,
 };
 use tempfile::TempDir;
 
@@ -49,8 +51,15 @@ impl Fixture {
         self.path("source")
     }
 
+    /// After an operation that failed, threads of the engine may hold the repository a little.
     pub(crate) fn storage(&self) -> Arc<dyn Storage> {
-        Arc::new(DirectoryStorage::open(&self.path("repo"), Access::Exclusive).unwrap())
+        for _ in 0..1000 {
+            match DirectoryStorage::open(&self.path("repo"), Access::Exclusive) {
+                Err(OpenDirectoryError::Busy { .. }) => sleep(Duration::from_millis(10)),
+                opened => return Arc::new(opened.unwrap()),
+            }
+        }
+        panic!("the repository is held for ten seconds");
     }
 
     pub(crate) fn open(&self) -> Repository {
