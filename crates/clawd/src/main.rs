@@ -1,6 +1,7 @@
 //! The agent's program: parses, loads, starts, waits for a signal.
 #![forbid(unsafe_code)]
 
+use std::error::Error;
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -11,20 +12,16 @@ use clawd::cli::{Cli, Command, JoinArgs};
 use clawd::config::Config;
 use clawd::join::{JoinRequest, join};
 use clawd::{firewall, logging};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
-
-/// Threads for what blocks: files and name resolution. Few, because each has a stack and an arena.
-const BLOCKING_THREADS: usize = 4;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match dispatch(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let text = logging::chain(error.as_ref());
             // Nobody may be listening.
-            let _written = writeln!(std::io::stderr(), "clawd: {text}");
+            let _written = writeln!(std::io::stderr(), "clawd: {}", logging::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -38,7 +35,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
     if cli.print_config {
         return Ok(write!(std::io::stdout(), "{}", config.to_toml())?);
     }
-    let runtime = runtime()?;
+    let runtime = clawd::run::runtime().context("cannot start the runtime")?;
     match &cli.command {
         Some(Command::Join(args)) => runtime.block_on(join_fleet(args, &config)),
         Some(Command::FirewallBoot) => work(runtime, firewall::boot(&config)),
@@ -58,27 +55,17 @@ async fn join_fleet(args: &JoinArgs, config: &Config) -> anyhow::Result<()> {
     };
     let identity = join(&Tls::new(provider::ring()), &request).await?;
     let (host, fleet) = (request.host, identity.trust_domain());
-    writeln!(std::io::stdout(), "{host} has joined {fleet}; next: systemctl start clawd")?;
-    Ok(())
+    Ok(writeln!(std::io::stdout(), "{host} has joined {fleet}; next: systemctl start clawd")?)
 }
 
 /// Runs the agent, or what else the service manager starts, to its end.
-fn work<E>(runtime: Runtime, work: impl Future<Output = Result<(), E>>) -> anyhow::Result<()>
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
+fn work<E: Error + Send + Sync + 'static>(
+    runtime: Runtime,
+    work: impl Future<Output = Result<(), E>>,
+) -> anyhow::Result<()> {
     logging::init();
     let outcome = LocalSet::new().block_on(&runtime, work);
     // A blocked thread must not hold up the end.
     runtime.shutdown_background();
     Ok(outcome?)
-}
-
-fn runtime() -> anyhow::Result<Runtime> {
-    Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS)
-        .thread_name("clawd-blocking")
-        .build()
-        .context("cannot start the runtime")
 }

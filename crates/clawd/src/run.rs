@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use claw_identity::{IdentityDir, IdentityDirError, Tls, provider};
 use sd_notify::NotifyState;
+use tokio::runtime::{Builder, Runtime};
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -34,6 +35,8 @@ use claw_core::firewall::Port;
 
 /// How often progress is checked when no service manager asks for it.
 const BEAT: Duration = Duration::from_secs(60);
+/// Threads for what blocks: files and name resolution. Few, because each has a stack and an arena.
+const BLOCKING_THREADS: usize = 4;
 /// The port that customers reach (PRODUCT row 17).
 const WEB_PORT: u16 = 8080;
 
@@ -58,6 +61,18 @@ pub enum StartError {
     /// Signals cannot be listened to.
     #[error("cannot listen to signals")]
     Signals(#[source] std::io::Error),
+}
+
+/// The runtime of every program of clawd: one thread, and few for what blocks.
+///
+/// # Errors
+/// What the system says.
+pub fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("clawd-blocking")
+        .build()
 }
 
 /// Runs the agent until SIGTERM or SIGINT. Containers keep running afterwards.
