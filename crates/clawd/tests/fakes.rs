@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use claw_core::address::{AddressPool, Slot};
+use claw_core::firewall::{Effective, HostPolicy, Port, render};
 use claw_core::name::{ImageRef, InstanceName};
 use claw_core::plan::{ContainerPlan, VirtualHost};
 use claw_core::spec::Resources;
@@ -82,6 +83,22 @@ async fn gateway() {
         machine.runtime.change(&plan.instance, change).await.unwrap();
     }
     contract::gateway(&machine.gateway, &host("demo", 2), &host("absent", 3)).await.unwrap();
+}
+
+#[tokio::test]
+async fn firewall() {
+    let machine = machine();
+    let rules = |web_port| {
+        render::render(&Effective {
+            host: HostPolicy::default(),
+            ssh_ports: Port::new(22).into_iter().collect(),
+            web_ports: Port::new(web_port).into_iter().collect(),
+            pool: AddressPool::STANDARD,
+            instances: BTreeMap::new(),
+        })
+    };
+    contract::firewall(&machine.firewall, &rules(8080), &rules(8081)).await.unwrap();
+    contract::traffic(&machine.firewall).await.unwrap();
 }
 
 #[test]

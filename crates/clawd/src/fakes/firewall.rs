@@ -163,7 +163,11 @@ impl Firewall for FakeFirewall {
     }
 
     async fn arm(&self, _patience: Duration) -> Result<(), FirewallError> {
-        self.effect("firewall-arm", |state| state.armed = Some(state.kernel.clone())).await
+        self.effect("firewall-arm", |state| {
+            let kernel = &state.kernel;
+            state.armed.get_or_insert_with(|| kernel.clone());
+        })
+        .await
     }
 
     async fn apply(&self, rules: &Ruleset) -> Result<(), FirewallError> {
@@ -184,11 +188,14 @@ impl Firewall for FakeFirewall {
     }
 
     async fn commit(&self, rules: &Ruleset) -> Result<(), FirewallError> {
-        self.effect("firewall-commit", |state| {
-            state.last_good = Some(rules.clone());
-            state.armed = None;
-        })
-        .await
+        let committed = self.effect("firewall-commit", |state| {
+            let armed = state.armed.take().is_some();
+            if armed {
+                state.last_good = Some(rules.clone());
+            }
+            armed
+        });
+        if committed.await? { Ok(()) } else { Err(failed("firewall-commit")) }
     }
 
     async fn revert(&self) -> Result<bool, FirewallError> {
