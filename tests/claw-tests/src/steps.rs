@@ -39,10 +39,14 @@ impl<'a> Steps<'a> {
     pub fn install(host: &'a LabHost) -> Result<Self> {
         for real in PROGRAMS {
             let name = real.rsplit('/').next().unwrap_or(real);
-            // Whoever may not write here (the trial in a namespace of its own) is no step.
+            // Of the trial, which has no network but a loopback and changes nothing of the host's, only
+            // the programs that are given a text.
             let script = format!(
                 "#!/bin/sh\n\
                  [ -e {DIR}/stop ] && [ -w {DIR} ] || exec {real} \"$@\"\n\
+                 grep -q eth0 /proc/net/dev || case {name} in\n\
+                 iptables|ip6tables|ipset) exec {real} \"$@\" ;;\n\
+                 esac\n\
                  n=1\n\
                  while [ $n -lt 500 ] && ! mkdir {DIR}/$n 2>/dev/null; do n=$((n + 1)); done\n\
                  echo \"{name} $*\" > {DIR}/$n/command\n\

@@ -155,7 +155,8 @@ fn a_host_boots_under_fire() -> Result<()> {
         host.exec_ok(&["systemctl", "enable", "--now", "listener.service"])?;
         ground.route(fleet.lab(), host)?;
         let caller = ["docker", "run", "--detach", "--name", "caller", "--restart", "always"];
-        let calls = ["--network", "claw-a", &rig.image().reference, "dial"];
+        // Not the address that the instance will want.
+        let calls = ["--network", "claw-a", "--ip", "10.201.1.77", &rig.image().reference, "dial"];
         let targets = ["192.0.2.10:25", "192.0.2.10:443", "198.51.100.11:22", "169.254.169.254:80"];
         host.exec_ok(&[&caller[..], &calls[..], &targets[..]].concat()).map(drop)
     })?;

@@ -59,7 +59,8 @@ fn lists_of_addresses_and_names_hold_and_flows_live_on() -> Result<()> {
         unit.signal(Signal::SIGKILL)?;
         until(PATIENCE, "it to be dead", || Ok(unit.is_gone().then_some(())))?;
         until(PATIENCE, "names again", || {
-            Ok((listed.ask("api.listed.example")?.addresses == [NAMED[0]]).then_some(()))
+            let answer = listed.ask_within("api.listed.example", BRIEF)?;
+            Ok((answer.addresses == [NAMED[0]]).then_some(()))
         })?;
         listed.verdict(NAMED[0], 443, Verdict::is_open)
     })?;
@@ -100,8 +101,13 @@ fn apply(rig: &Rig, network: &Value) -> Result<()> {
 
 impl Listed<'_> {
     fn ask(&self, name: &str) -> Result<Answer> {
+        self.ask_within(name, SOON)
+    }
+
+    fn ask_within(&self, name: &str, patience: Duration) -> Result<Answer> {
         let server = self.inside.dns();
-        let answer = self.inside.netns.within(|| resolve(server, name, Transport::Udp, SOON))??;
+        let answer =
+            self.inside.netns.within(|| resolve(server, name, Transport::Udp, patience))??;
         answer.map_err(|verdict| anyhow::anyhow!("{name}: {verdict}"))
     }
 
@@ -229,12 +235,12 @@ impl Listed<'_> {
         let told = until(PATIENCE, "the proposal", || {
             let all = self.rig.fleet().firewall(self.rig.host())?;
             let text = all.to_string();
-            let proposed = all.pointer("/detail/instances/0/proposal").map(Value::to_string);
+            let proposed = all.pointer("/instances/0/proposal").map(Value::to_string);
             let complete = proposed
                 .is_some_and(|p| p.contains("other.example") && p.contains(&ELSEWHERE.to_string()));
             if complete { Ok(Some(all)) } else { bail!("{text}") }
         })?;
-        let instance = &told["detail"]["instances"][0];
+        let instance = &told["instances"][0];
         self.rig.note(&format!(
             "  after {:.1} s refused: {}\n  proposed: {}",
             begun.elapsed().as_secs_f32(),
