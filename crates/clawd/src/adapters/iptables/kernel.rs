@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use claw_core::firewall::saved::{self, Saved, SavedError, SavedSets};
-use claw_core::firewall::{Family, FamilyRules, Ruleset, Table};
+use claw_core::firewall::{Family, FamilyRules, Ruleset};
 
 use super::hooks;
 use super::ledger::Ledger;
@@ -88,8 +88,8 @@ pub(super) async fn apply(
     restore_sets(&stale, "removing sets").await
 }
 
-/// The guarantee stands, jumps included, before the copy in filter is touched: after somebody flushed
-/// everything the gap ends there.
+/// One text holds all tables, the guarantee first: `iptables-restore` puts each in force, jumps included,
+/// before it reads the next. After somebody flushed everything the gap ends there.
 async fn apply_family(
     rules: &FamilyRules,
     found: &Saved,
@@ -100,13 +100,8 @@ async fn apply_family(
         Family::V4 => "applying the rules of IPv4",
         Family::V6 => "applying the rules of IPv6",
     };
-    for stage in [&[Table::Raw, Table::Security][..], &[Table::Filter][..]] {
-        let tables = rules.tables.iter().filter(|table| stage.contains(&table.table));
-        let stage = FamilyRules { family, tables: tables.cloned().collect() };
-        hooks::make_entry_chains(&stage, found, ledger).await?;
-        restore(family, &hooks::differing(&stage, found).restore_text(), doing, ledger).await?;
-        hooks::place(&stage, found, ledger).await?;
-    }
+    restore(family, &hooks::text(rules, found), doing, ledger).await?;
+    hooks::place(rules, found, ledger).await?;
     let doing = match family {
         Family::V4 => "removing chains of IPv4",
         Family::V6 => "removing chains of IPv6",
