@@ -5,7 +5,7 @@
 //! was reverted is not tried again for a while: the instances' policies go on with the last good one of the
 //! host.
 //!
-//! What it does not do: count traffic ([`meter`]), ban sources ([`guard`]), talk to iptables.
+//! What it does not do: count traffic ([`meter`]), ban sources ([`mod@guard`]), talk to iptables.
 //!
 //! Where to start: [`FirewallLoop::run`].
 
