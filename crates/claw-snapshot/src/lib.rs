@@ -33,6 +33,7 @@ mod catalog;
 mod diff;
 mod engine;
 mod id;
+mod index;
 mod key_file;
 mod progress;
 mod prune;

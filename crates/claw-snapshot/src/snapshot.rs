@@ -5,16 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use claw_core::time::Timestamp;
-use rustic_core::repofile::{BlobType, IndexFile, SnapshotFile};
+use rustic_core::repofile::{BlobType, SnapshotFile};
 use rustic_core::{
-    BackupOptions, BlobId, ParentOptions, RepairIndexOptions, SnapshotGroupCriterion,
-    SnapshotOptions, jiff,
+    BackupOptions, BlobId, ParentOptions, SnapshotGroupCriterion, SnapshotOptions, jiff,
 };
 
 use crate::backend::{Backend, Gate};
 use crate::catalog::{self, ROUGH, Snapshot, SnapshotNotFound};
 use crate::engine::RepositoryError;
-use crate::id::{FileId, SnapshotId};
+use crate::id::SnapshotId;
 use crate::progress::Watcher;
 use crate::repository::{Engine, Repository};
 use crate::source::attachment::AttachmentName;
@@ -199,36 +198,6 @@ impl Repository {
             attachments.insert(name, content);
         }
         Ok(attachments)
-    }
-
-    /// Makes the index say what the storage has. Packs that a killed run wrote get known, so
-    /// that their content is not written again; packs that are lost get unknown, so that it is.
-    fn mend_index(&self) -> Result<u64, RepositoryError> {
-        let engine = self.engine()?;
-        let stored: BTreeMap<FileId, u32> =
-            self.storage.list(FileKind::Pack)?.into_iter().collect();
-        let mut lost = BTreeSet::new();
-        let mut known = BTreeSet::new();
-        let fault = engine.fault("reading the index");
-        for index in engine.repository.stream_files::<IndexFile>().map_err(&fault)? {
-            let (_, index) = index.map_err(&fault)?;
-            for pack in &index.packs {
-                let id = FileId::from(pack.id.into_inner());
-                if stored.get(&id) != Some(&pack.pack_size()) {
-                    lost.insert(id);
-                }
-                known.insert(id);
-            }
-            known.extend(index.packs_to_delete.iter().map(|p| FileId::from(p.id.into_inner())));
-        }
-        if lost.is_empty() && stored.keys().all(|id| known.contains(id)) {
-            return Ok(0);
-        }
-        engine
-            .repository
-            .repair_index(&RepairIndexOptions::default(), false)
-            .map_err(engine.fault("mending the index"))?;
-        Ok(u64::try_from(lost.len()).unwrap_or(u64::MAX))
     }
 
     /// Holds what is in the repository against what was given to it.

@@ -192,6 +192,27 @@ fn damaged_snapshots_indexes_and_keys_are_named() {
 }
 
 #[test]
+fn a_damaged_index_is_made_again_from_the_packs() {
+    let fixture = Fixture::with_repository();
+    let (repository, first, second, _) = two(&fixture);
+    for file in files(&fixture.path("repo/index")) {
+        flip(&file);
+    }
+    let source = Source::openclaw(&fixture.source());
+    repository.snapshot(&request(LATER + 9), &source, Watcher::none()).unwrap_err();
+    assert_eq!(repository.verify(Extent::Structure).unwrap().affected.len(), 2);
+    assert_eq!(repository.rebuild_index().unwrap(), 2);
+    assert!(repository.verify(Extent::Everything).unwrap().is_sound());
+    for id in [first, second] {
+        restores(&fixture, &repository, id);
+    }
+    assert_eq!(repository.rebuild_index().unwrap(), 0);
+    repository.snapshot(&request(LATER + 9), &source, Watcher::none()).unwrap();
+    drop(repository);
+    assert!(fixture.restic(&["check", "--read-data"]).contains("no errors"));
+}
+
+#[test]
 fn a_listing_that_fails_is_no_empty_repository() {
     let fixture = Fixture::with_repository();
     let (repository, _, _, _) = two(&fixture);
