@@ -3,7 +3,7 @@
 //! Where to start: [`render`]. What a host lets in is described in `host`, what an instance may reach in
 //! `instance`, the sets in `sets`; a description knows the [`Family`] and the [`Table`] it is rendered
 //! for, and everything that differs between the four tables of a packet's way (two families, guarantee
-//! and copy) differs there, in one place. Chains and rules have meanings ([`meaning`]) so that whoever
+//! and copy) differs there, in one place. Chains and rules have meanings ([`meaning()`]) so that whoever
 //! reads counters parses no rule himself. Here nothing is decided that a policy could get wrong: SSH
 //! comes before everything that drops, and what is closed always is closed before any list.
 //!
