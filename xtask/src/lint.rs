@@ -33,6 +33,8 @@ fn deny() -> Result<()> {
         deny.current_dir(root()).args(["--config", ".cargo/deny.toml"]).args(arguments);
         deny
     };
+    // cargo-deny reads the manifests of every platform's crates, and a build fetches this one's only.
+    cargo::run(cargo(&["fetch", "--locked"]))?;
     cargo::run(deny(&["--offline", "check", "licenses", "bans", "sources"]))?;
     if let Err(error) = cargo::output(deny(&["fetch", "db"])) {
         let cause = error.to_string();
