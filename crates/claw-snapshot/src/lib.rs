@@ -61,7 +61,8 @@ pub use secret::{
 };
 pub use snapshot::{AttachmentsError, Parent, SnapshotError, SnapshotRequest, Taken};
 pub use source::attachment::{AttachmentName, ParseAttachmentNameError};
-pub use source::ledger::{SourceFault, SourceFaultReason};
+pub use source::frozen::{FreezeError, Frozen};
+pub use source::ledger::{Listing, SourceFault, SourceFaultReason};
 pub use source::{DATA, META, Source, Stillness};
 pub use storage::{
     Access, DirectoryStorage, FileKind, OpenDirectoryError, Storage, StorageAction, StorageError,

@@ -17,8 +17,9 @@ use crate::id::SnapshotId;
 use crate::progress::Watcher;
 use crate::repository::{Engine, Repository};
 use crate::source::attachment::AttachmentName;
-use crate::source::ledger::{Ledger, SourceFault};
-use crate::source::{DATA, EngineSource, META, Source, Stillness};
+use crate::source::frozen::Frozen;
+use crate::source::ledger::{self, Ledger, Listing, SourceFault};
+use crate::source::{DATA, EngineSource, META, Origin, Source, Stillness};
 use crate::storage::FileKind;
 use crate::tree::BlobError;
 
@@ -65,13 +66,15 @@ pub struct Taken {
     /// Packs that an index named and the storage did not have. What they held was written again
     /// where the source still has it; older snapshots may lack the rest: verify.
     pub lost_packs: u64,
+    /// Of a moving source: what [`Frozen::hold`] compares with. Otherwise empty.
+    pub listing: Listing,
 }
 
 /// No snapshot was taken; the repository is as it was, besides packs that the next one uses.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// Something of the source would be missing or wrong.
-    #[error("{count} entries could not be taken, first: {}", first(.faults))]
+    #[error("{count} entries could not be taken, first: {}", ledger::first(.faults))]
     Source {
         /// How many.
         count: u64,
@@ -131,18 +134,46 @@ impl Repository {
         source: &Source,
         watcher: Watcher,
     ) -> Result<Taken, SnapshotError> {
+        let ledger = Ledger::new(source.stillness, request.time, watcher);
+        self.take(request, Origin::Directory(source.clone()), ledger)
+    }
+
+    /// Takes a snapshot of a source as it stood still. The parent must be the rough snapshot
+    /// whose listing the source was held with.
+    ///
+    /// # Errors
+    ///
+    /// As [`Repository::snapshot`]; and when the repository does not have what was not copied.
+    pub fn snapshot_frozen(
+        &self,
+        request: &SnapshotRequest,
+        frozen: Arc<Frozen>,
+        watcher: Watcher,
+    ) -> Result<Taken, SnapshotError> {
+        let ledger = Ledger::new(Stillness::Still, request.time, watcher);
+        let special = frozen.special();
+        let taken = self.take(request, Origin::Frozen(frozen), ledger)?;
+        Ok(Taken { special, ..taken })
+    }
+
+    fn take(
+        &self,
+        request: &SnapshotRequest,
+        origin: Origin,
+        ledger: Ledger,
+    ) -> Result<Taken, SnapshotError> {
         let lost_packs = self.mend_index()?;
-        let ledger = Arc::new(Ledger::new(source.stillness, request.time, watcher));
+        let ledger = Arc::new(ledger);
         let gate: Arc<dyn Gate> = Arc::<Ledger>::clone(&ledger);
         let engine = self.engine_with(Backend::gated(Arc::clone(&self.storage), gate))?;
         let options = backup_options(find_parent(&engine, request)?);
-        let file = describe(request, source.stillness)?;
+        let file = describe(request, ledger.stillness)?;
         let backend = Arc::clone(&engine.backend);
         let indexed = engine
             .repository
             .to_indexed_ids()
             .map_err(|fault| RepositoryError::new("reading the index", &backend, fault))?;
-        let source = EngineSource { source: source.clone(), ledger: Arc::clone(&ledger) };
+        let source = EngineSource { origin, ledger: Arc::clone(&ledger) };
         let top = Path::new("/");
         let paths = [top.join(DATA), top.join(META)];
         let archived = indexed.archive(&options, &source, file, &paths);
@@ -164,6 +195,7 @@ impl Repository {
             special: counts.special,
             moved: counts.moved,
             lost_packs,
+            listing: ledger.take_listing(),
         })
     }
 
@@ -275,17 +307,4 @@ fn describe(
         file.tags.add(ROUGH.to_owned());
     }
     Ok(file)
-}
-
-fn first(faults: &[SourceFault]) -> String {
-    use std::error::Error;
-    let Some(fault) = faults.first() else { return String::new() };
-    let mut text = fault.to_string();
-    let mut cause = fault.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }

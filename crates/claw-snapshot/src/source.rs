@@ -10,6 +10,7 @@
 //! Where to start: [`Source`], [`ledger::Ledger`]; the walk is in [`walk`].
 
 pub(crate) mod attachment;
+pub(crate) mod frozen;
 pub(crate) mod ledger;
 pub(crate) mod node;
 pub(crate) mod reader;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use rustic_core::{ReadSource, ReadSourceEntry, ReadSourceOpen, RusticResult};
 
 use attachment::AttachmentName;
+use frozen::Frozen;
 use ledger::Ledger;
 use reader::Content;
 use walk::Walk;
@@ -59,8 +61,17 @@ pub enum Stillness {
 /// The source as the engine reads it.
 #[derive(Debug)]
 pub(crate) struct EngineSource {
-    pub(crate) source: Source,
+    pub(crate) origin: Origin,
     pub(crate) ledger: Arc<Ledger>,
+}
+
+/// Where entries come from.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// From the directory, now.
+    Directory(Source),
+    /// From what was found in it when it stood still.
+    Frozen(Arc<Frozen>),
 }
 
 /// One entry's content, not yet opened.
@@ -98,9 +109,17 @@ impl ReadSource for EngineSource {
     }
 
     fn entries(&self) -> Self::Iter {
-        let walk = Walk::new(&self.source, Arc::clone(&self.ledger));
-        let attachments = attachment::entries(&self.source.attachments, &self.ledger);
-        Box::new(walk.chain(attachments).map(Ok))
+        let ledger = Arc::clone(&self.ledger);
+        match &self.origin {
+            Origin::Directory(source) => {
+                let attachments = attachment::entries(&source.attachments, &ledger);
+                Box::new(Walk::new(source, ledger).chain(attachments).map(Ok))
+            }
+            Origin::Frozen(frozen) => {
+                let attachments = attachment::entries(frozen.attachments(), &ledger);
+                Box::new(Arc::clone(frozen).entries(ledger).chain(attachments).map(Ok))
+            }
+        }
     }
 }
 

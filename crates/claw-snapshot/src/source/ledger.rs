@@ -1,5 +1,6 @@
 //! What a source gave and what went wrong, counted while it is read.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use claw_core::time::Timestamp;
 
 use super::Stillness;
+use super::node::Fingerprint;
 use crate::backend::Gate;
 use crate::progress::{Progress, Watcher};
 
@@ -43,6 +45,9 @@ pub enum SourceFaultReason {
     /// Another file system is mounted there.
     #[error("another file system is mounted there")]
     OtherFileSystem,
+    /// It was not copied while the source stood still, and the repository lost what it had of it.
+    #[error("it was not copied while the source stood still")]
+    NotStaged,
     /// The engine stopped reading it before its end.
     #[error("it was not read to its end")]
     Unfinished,
@@ -50,6 +55,19 @@ pub enum SourceFaultReason {
     #[error("it is no directory")]
     NoDirectory,
 }
+
+/// What happens to content that is not on the disk yet when a file is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unwritten {
+    /// It is written first, so that the file's times can be trusted from then on.
+    Flush,
+    /// Nothing; then the file's times must not be trusted.
+    Leave,
+}
+
+/// The state in which the files of a moving source were when they were read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listing(pub(crate) BTreeMap<PathBuf, Fingerprint>);
 
 /// How many faults are kept; all are counted.
 const KEPT: usize = 20;
@@ -60,6 +78,9 @@ pub(crate) struct Ledger {
     pub(crate) stillness: Stillness,
     /// When the snapshot began.
     pub(crate) start: Timestamp,
+    pub(crate) unwritten: Unwritten,
+    /// What was listed, of a moving source.
+    listing: Mutex<Listing>,
     watcher: Watcher,
     /// Entries that are no directories.
     files: AtomicU64,
@@ -90,6 +111,8 @@ impl Ledger {
         Self {
             stillness,
             start,
+            unwritten: Unwritten::Flush,
+            listing: Mutex::new(Listing::default()),
             watcher,
             files: AtomicU64::new(0),
             directories: AtomicU64::new(0),
@@ -100,6 +123,24 @@ impl Ledger {
             fault_count: AtomicU64::new(0),
             faults: Mutex::new(Vec::new()),
         }
+    }
+
+    /// For a copy that is made while somebody waits.
+    pub(crate) fn without_flushing(self) -> Self {
+        Self { unwritten: Unwritten::Leave, ..self }
+    }
+
+    /// A file that was listed, for [`super::frozen`]. One whose times prove nothing is not
+    /// remembered: it counts as changed then.
+    pub(crate) fn remember(&self, path: &Path, listed: Fingerprint) {
+        if self.stillness == Stillness::Moving && !listed.is_racy(self.start) {
+            let mut listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
+            listing.0.insert(path.to_owned(), listed);
+        }
+    }
+
+    pub(crate) fn take_listing(&self) -> Listing {
+        std::mem::take(&mut self.listing.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn directory(&self) {
@@ -186,4 +227,18 @@ impl Gate for Ledger {
     fn is_open(&self) -> bool {
         self.fault_count.load(Ordering::SeqCst) == 0
     }
+}
+
+/// The first fault with its causes, for a message.
+pub(crate) fn first(faults: &[SourceFault]) -> String {
+    use std::error::Error;
+    let Some(fault) = faults.first() else { return String::new() };
+    let mut text = fault.to_string();
+    let mut cause = fault.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
 }

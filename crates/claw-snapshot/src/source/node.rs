@@ -65,7 +65,7 @@ impl Fingerprint {
     }
 
     /// Whether it changed so shortly before `start`, or after, that a later change might not show.
-    fn is_racy(&self, start: Timestamp) -> bool {
+    pub(crate) fn is_racy(&self, start: Timestamp) -> bool {
         self.last_change().saturating_add(RACY) >= start.millis()
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use nix::libc::{ELOOP, EPERM, O_NOATIME, O_NOFOLLOW, O_NONBLOCK};
 use rustic_core::{ErrorKind, RusticError, RusticResult};
 
-use super::ledger::{Ledger, SourceFaultReason};
+use super::ledger::{Ledger, SourceFaultReason, Unwritten};
 use super::node::Fingerprint;
 
 /// The content of one entry.
@@ -20,6 +20,19 @@ pub(crate) enum Content {
     Bytes(Cursor<Vec<u8>>),
     /// A file of the data directory.
     File(Box<ListedFile>),
+    /// A copy of one, in a directory of our own.
+    Copy(Box<CopiedFile>),
+}
+
+/// A copy of a file, or the lack of one.
+#[derive(Debug)]
+pub(crate) struct CopiedFile {
+    /// Relative to the data directory.
+    pub(crate) path: PathBuf,
+    /// Where the copy is, when one was made.
+    pub(crate) copy: Option<PathBuf>,
+    pub(crate) ledger: Arc<Ledger>,
+    file: Option<File>,
 }
 
 /// A file as it was listed, and how far it has been read.
@@ -56,9 +69,14 @@ impl Content {
         Self::File(Box::new(ListedFile { directory, path, listed, ledger, state }))
     }
 
+    pub(crate) fn copy(path: PathBuf, copy: Option<PathBuf>, ledger: Arc<Ledger>) -> Self {
+        Self::Copy(Box::new(CopiedFile { path, copy, ledger, file: None }))
+    }
+
     pub(crate) fn begin(&mut self) -> RusticResult<()> {
         match self {
             Self::Bytes(_) => Ok(()),
+            Self::Copy(copied) => copied.begin(),
             Self::File(file) => file.begin(),
         }
     }
@@ -69,7 +87,36 @@ impl Read for Content {
         match self {
             Self::Bytes(bytes) => bytes.read(buffer),
             Self::File(file) => file.read(buffer),
+            Self::Copy(copied) => copied.read(buffer),
         }
+    }
+}
+
+impl CopiedFile {
+    fn begin(&mut self) -> RusticResult<()> {
+        let reason = match self.copy.as_ref().map(File::open) {
+            Some(Ok(file)) => {
+                self.file = Some(file);
+                return Ok(());
+            }
+            Some(Err(source)) => {
+                SourceFaultReason::Unreadable { doing: "opening its copy", source }
+            }
+            None => SourceFaultReason::NotStaged,
+        };
+        self.ledger.fault(&self.path, reason);
+        Err(given_up())
+    }
+}
+
+impl Read for CopiedFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(file) = &mut self.file else { return Ok(0) };
+        file.read(buffer).inspect_err(|fault| {
+            let source = fault.kind().into();
+            let reason = SourceFaultReason::Unreadable { doing: "reading its copy", source };
+            self.ledger.fault(&self.path, reason);
+        })
     }
 }
 
@@ -119,7 +166,9 @@ impl ListedFile {
         // A program that writes through a mapping changes a file's time only with the first write
         // to a page that is on the disk. Pages that are written out now make every later change
         // show: at the end of this reading, or to the next snapshot.
-        if self.listed.may_be_unwritten(self.ledger.start) {
+        if self.ledger.unwritten == Unwritten::Flush
+            && self.listed.may_be_unwritten(self.ledger.start)
+        {
             file.sync_data()?;
         }
         Ok(Some(file))

@@ -124,6 +124,7 @@ impl Walk {
         } else {
             self.ledger.file(if kind.is_file() { listed.size() } else { 0 });
             if kind.is_file() {
+                self.ledger.remember(path, listed);
                 let ledger = Arc::clone(&self.ledger);
                 open = Some(Unopened(Content::file(directory, path.to_owned(), listed, ledger)));
             }
