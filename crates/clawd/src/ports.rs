@@ -350,8 +350,9 @@ pub trait Firewall {
     fn validate(&self, rules: &Ruleset) -> impl Future<Output = Result<(), FirewallError>>;
     /// Saves what is in force and starts the watchdog that restores it after `patience`.
     fn arm(&self, patience: Duration) -> impl Future<Output = Result<(), FirewallError>>;
-    /// Sets, then the guarantee, then the filter; IPv4, then IPv6. What is as it should be is left alone.
-    fn apply(&self, rules: &Ruleset) -> impl Future<Output = Result<(), FirewallError>>;
+    /// Sets, then the guarantee, then the filter, of both families. What is as it should be is left alone.
+    /// Returns where the kernel differed before, in words, as [`Self::deviations`] would have.
+    fn apply(&self, rules: &Ruleset) -> impl Future<Output = Result<Vec<String>, FirewallError>>;
     /// Where the kernel differs from the rules, hooks and their positions included; empty: nowhere.
     fn deviations(
         &self,

@@ -122,12 +122,12 @@ impl Firewall for Iptables {
         self.start_watchdog(patience).await
     }
 
-    async fn apply(&self, rules: &Ruleset) -> Result<(), FirewallError> {
+    async fn apply(&self, rules: &Ruleset) -> Result<Vec<String>, FirewallError> {
         let lock = self.lock().await?;
         let found = kernel::in_force().await?;
         kernel::apply(rules, &found, &self.ledger).await?;
         drop(lock);
-        Ok(())
+        Ok(found.deviations(rules))
     }
 
     async fn deviations(&self, rules: &Ruleset) -> Result<Vec<String>, FirewallError> {

@@ -35,10 +35,12 @@ pub async fn firewall(
     holds("trying rules leaves them apart", !is_in_force(first).await?, ())?;
 
     done("arming succeeds", firewall.arm(PATIENCE).await)?;
-    done("applying succeeds", firewall.apply(first).await)?;
+    let found = done("applying succeeds", firewall.apply(first).await)?;
+    holds("what differed is told", !found.is_empty(), ())?;
     holds("applied rules are in force", is_in_force(first).await?, ())?;
     holds("others are not", !is_in_force(second).await?, ())?;
-    done("applying again does no harm", firewall.apply(first).await)?;
+    let found = done("applying again does no harm", firewall.apply(first).await)?;
+    same("nothing differs any more", &found, &Vec::new())?;
     done("committing succeeds", firewall.commit(first).await)?;
     same("nothing is armed any more", &done("asking again", firewall.revert().await)?, &false)?;
     holds("committed rules stay in force", is_in_force(first).await?, ())?;

@@ -44,6 +44,16 @@ struct State {
     applied: usize,
 }
 
+impl State {
+    fn differences(&self, rules: &Ruleset) -> Vec<String> {
+        match &self.kernel {
+            Some(kernel) if kernel == rules => Vec::new(),
+            Some(_) => vec!["the rules are others".to_owned()],
+            None => vec!["the rules are gone".to_owned()],
+        }
+    }
+}
+
 impl FakeFirewall {
     pub(super) fn new(mishaps: Mishaps) -> Self {
         let surroundings = Surroundings {
@@ -73,7 +83,7 @@ impl FakeFirewall {
         self.state.borrow().armed.is_some()
     }
 
-    /// How often rules were applied.
+    /// How often rules were applied that differed from those in force.
     #[must_use]
     pub fn applied(&self) -> usize {
         self.state.borrow().applied
@@ -170,21 +180,20 @@ impl Firewall for FakeFirewall {
         .await
     }
 
-    async fn apply(&self, rules: &Ruleset) -> Result<(), FirewallError> {
+    async fn apply(&self, rules: &Ruleset) -> Result<Vec<String>, FirewallError> {
         self.effect("firewall-apply", |state| {
-            state.kernel = Some(rules.clone());
-            state.applied += 1;
+            let found = state.differences(rules);
+            if !found.is_empty() {
+                state.kernel = Some(rules.clone());
+                state.applied += 1;
+            }
+            found
         })
         .await
     }
 
     async fn deviations(&self, rules: &Ruleset) -> Result<Vec<String>, FirewallError> {
-        self.effect("firewall-deviations", |state| match &state.kernel {
-            Some(kernel) if kernel == rules => Vec::new(),
-            Some(_) => vec!["the rules are others".to_owned()],
-            None => vec!["the rules are gone".to_owned()],
-        })
-        .await
+        self.effect("firewall-deviations", |state| state.differences(rules)).await
     }
 
     async fn commit(&self, rules: &Ruleset) -> Result<(), FirewallError> {

@@ -167,20 +167,25 @@ struct Repairs {
 }
 
 impl Repairs {
-    /// How long the next repair must wait; nothing, and it counts, when it may begin.
-    fn begin(&mut self, now: Timestamp) -> Duration {
+    /// How long the next repair must wait.
+    fn wait(&mut self, now: Timestamp) -> Duration {
         while self.left < REPAIRS && now.since(self.since) >= REPAIR_PACE {
             self.since = self.since.after(REPAIR_PACE);
             self.left += 1;
         }
         if self.left == 0 {
-            return REPAIR_PACE.saturating_sub(now.since(self.since));
+            REPAIR_PACE.saturating_sub(now.since(self.since))
+        } else {
+            Duration::ZERO
         }
+    }
+
+    /// One was made.
+    fn count(&mut self, now: Timestamp) {
         if self.left == REPAIRS {
             self.since = now;
         }
-        self.left -= 1;
-        Duration::ZERO
+        self.left = self.left.saturating_sub(1);
     }
 }
 
@@ -479,52 +484,50 @@ impl<M: Machine> FirewallLoop<M> {
         self.reverted = Some(Reverted { policy, until, problem });
     }
 
-    /// Looks whether the rules are as they should be, and repairs them.
+    /// Makes the rules what they should be, if somebody changed them.
     async fn check(&mut self, by: Option<(String, u32)>) {
         let Some(rules) = self.in_force.as_ref().map(|in_force| Rc::clone(&in_force.rules)) else {
             return;
         };
         let agent = Rc::clone(&self.agent);
-        let started = agent.machine.clock().now();
-        let found = match protocol::deviations(&agent.machine, &rules).await {
-            Ok(found) if found.is_empty() => return,
-            Ok(found) => found,
-            Err(error) => {
-                tracing::error!(error = chain(&error), "cannot verify the rules");
-                return;
-            }
-        };
-        let wait = self.repairs.begin(started);
+        let clock = agent.machine.clock();
+        let wait = self.repairs.wait(clock.now());
         if !wait.is_zero() {
-            agent.machine.clock().sleep(wait).await;
+            clock.sleep(wait).await;
         }
+        let started = clock.now();
         let outcome = protocol::repair(&agent.machine, &rules).await;
-        let took = agent.machine.clock().now().since(started);
-        announce_repair(&agent, by, &found, took, outcome);
+        if outcome.as_ref().is_ok_and(Vec::is_empty) {
+            return;
+        }
+        self.repairs.count(started);
+        announce_repair(&agent, by, outcome, clock.now().since(started));
     }
 }
 
 fn announce_repair<M: Machine>(
     agent: &Agent<M>,
     by: Option<(String, u32)>,
-    found: &[String],
+    outcome: Result<Vec<String>, ProtocolError>,
     took: Duration,
-    outcome: Result<(), ProtocolError>,
 ) {
     let who =
         by.map_or_else(|| "somebody".to_owned(), |(name, pid)| format!("{name} (process {pid})"));
-    let shown: Vec<&str> = found.iter().take(4).map(String::as_str).collect();
-    let more = found.len().saturating_sub(shown.len());
-    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let what = format!("{who} changed the firewall: {}{rest}", shown.join("; "));
     match outcome {
-        Ok(()) => {
+        Ok(found) => {
             agent.board.firewall(None, |report| report.repairs = report.repairs.saturating_add(1));
-            let message = format!("{what}; repaired within {} ms", took.as_millis());
+            let shown: Vec<&str> = found.iter().take(4).map(String::as_str).collect();
+            let more = found.len().saturating_sub(shown.len());
+            let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let message = format!(
+                "{who} changed the firewall: {}{rest}; repaired within {} ms",
+                shown.join("; "),
+                took.as_millis()
+            );
             agent.event(None, EventKind::FirewallRepaired, Severity::Warning, message);
         }
         Err(error) => {
-            let message = format!("{what}; not repaired: {}", chain(&error));
+            let message = format!("{who} changed the firewall; not repaired: {}", chain(&error));
             agent.event(None, EventKind::FirewallReverted, Severity::Error, message);
         }
     }

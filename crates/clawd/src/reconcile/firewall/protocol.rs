@@ -109,14 +109,21 @@ pub(super) async fn put_in_force(
     }
 }
 
-/// Repairs rules that were in force and that somebody changed: they are known to be good.
+/// Repairs rules that were in force and that somebody may have changed: they are known to be good. Returns
+/// what was changed. Nothing is looked at before: the time until a flushed firewall is whole again counts.
 ///
 /// # Errors
 /// [`ProtocolError`].
-pub(super) async fn repair(machine: &impl Machine, rules: &Ruleset) -> Result<(), ProtocolError> {
-    let firewall = machine.firewall();
-    bounded(machine, "applying the rules", APPLY, firewall.apply(rules)).await?;
-    verify(machine, rules).await
+pub(super) async fn repair(
+    machine: &impl Machine,
+    rules: &Ruleset,
+) -> Result<Vec<String>, ProtocolError> {
+    let apply = machine.firewall().apply(rules);
+    let found = bounded(machine, "applying the rules", APPLY, apply).await?;
+    if !found.is_empty() {
+        verify(machine, rules).await?;
+    }
+    Ok(found)
 }
 
 /// Where the kernel differs from rules that should be in force.
