@@ -176,7 +176,7 @@ fn operators_see_what_is_refused_and_decide_who_comes_in() -> Result<()> {
         })?;
         let answer = browse_from(fleet.lab(), host, friend)?;
         ensure!(answer.status == 200, "{answer:?}");
-        fleet.apply(&instance())?;
+        fleet.apply(&instance().with("network", json!({})))?;
         until(PATIENCE, "the stranger to be let in", || {
             let answer = browse_from(fleet.lab(), host, stranger)?;
             if answer.status == 200 { Ok(Some(())) } else { bail!("{answer:?}") }
@@ -298,6 +298,8 @@ fn refuse(rig: &Rig) -> Result<()> {
     let said = refused["message"].as_str().context("no message")?;
     rig.note(said);
     ensure!(said.contains("ssh.ports") && said.contains("22"), "{said}");
+    rig.fleet().set_firewall(rig.host(), &json!({}))?;
+    rig.fleet().until_firewall(rig.host())?;
     assert_ssh(
         rig.fleet().lab(),
         rig.host(),
