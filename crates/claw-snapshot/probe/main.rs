@@ -10,12 +10,12 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use claw_core::time::Timestamp;
 use claw_snapshot::{
-    Access, Credential, DirectoryStorage, Extent, Parent, RecoveryPassword, Repository,
-    RepositorySecret, SnapshotRequest, Source, Subtree, Watcher, limit_processors,
+    Access, Credential, DirectoryStorage, Extent, Frozen, Parent, RecoveryPassword, Repository,
+    RepositorySecret, SnapshotRequest, Source, Stillness, Subtree, Watcher, limit_processors,
 };
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -69,15 +69,13 @@ fn operate(
     });
     match (operation, arguments) {
         ("snapshot", [source, millis]) => {
-            let request = SnapshotRequest {
-                host: "probe".to_owned(),
-                time: Timestamp::from_millis(millis.parse()?),
-                tags: BTreeSet::new(),
-                parent: Parent::Latest,
-            };
+            let request = request(millis.parse()?, Parent::Latest);
             let source = Source::openclaw(Path::new(source));
             let taken = repository.snapshot(&request, &source, watcher)?;
             Ok(format!("snapshot {}", taken.snapshot.id))
+        }
+        ("freeze", [source, millis, staging]) => {
+            freeze(repository, Path::new(source), millis.parse()?, Path::new(staging))
         }
         ("restore", [id, into]) => {
             let into = Path::new(into);
@@ -91,6 +89,37 @@ fn operate(
         ("prune", []) => Ok(format!("{:?}", repository.prune(Duration::ZERO)?)),
         _ => Err(format!("no operation {operation} with these arguments").into()),
     }
+}
+
+fn request(millis: i64, parent: Parent) -> SnapshotRequest {
+    let time = Timestamp::from_millis(millis);
+    SnapshotRequest { host: "probe".to_owned(), time, tags: BTreeSet::new(), parent }
+}
+
+/// A rough snapshot, then, when a line comes in, the source is held, and snapshotted. Says how
+/// long it had to stand still.
+#[expect(clippy::disallowed_methods, reason = "the time is what is measured")]
+fn freeze(
+    repository: &Repository,
+    root: &Path,
+    millis: i64,
+    staging: &Path,
+) -> Result<String, Failure> {
+    let source = Source::openclaw(root);
+    let moving = Source { stillness: Stillness::Moving, ..source.clone() };
+    let rough = repository.snapshot(&request(millis, Parent::Latest), &moving, Watcher::none())?;
+    say("rough")?;
+    io::stdin().read_line(&mut String::new())?;
+    std::fs::create_dir(staging)?;
+    let begun = Instant::now();
+    let time = Timestamp::from_millis(millis + 1);
+    let frozen = Frozen::hold(&source, &rough.listing, staging, time)?;
+    let held = begun.elapsed();
+    say(&format!("held {} us, {} files copied", held.as_micros(), frozen.copied()))?;
+    let request = request(millis + 1, Parent::Of(rough.snapshot.id));
+    let taken = repository.snapshot_frozen(&request, Arc::new(frozen), Watcher::none())?;
+    std::fs::remove_dir_all(staging)?;
+    Ok(format!("snapshot {}", taken.snapshot.id))
 }
 
 fn say(line: &str) -> Result<(), Failure> {
