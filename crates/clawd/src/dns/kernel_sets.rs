@@ -3,7 +3,7 @@
 //!
 //! Not through the program ipset(8): that is a fork of some milliseconds for each answer, and to save it
 //! one would have to believe that entries are still there, which whoever flushes a set proves wrong. The
-//! kernel carries a message out while it is sent and has its answer ready; measured, 4 µs.
+//! kernel carries a message out while it is sent and has its answer ready.
 //!
 //! What it deliberately does not do: anything but adding, removing and clearing.
 
