@@ -59,6 +59,7 @@ const CLAWCTL: Package =
 /// Builds the packages and prints what they are.
 pub(crate) fn run() -> Result<DistOutput> {
     requirements::ensure(&[Requirement::Packaging], &*progress::terminal())?;
+    let _alone = alone()?;
     build(&[CLAWD])?;
     // Together, so that what they share is compiled once.
     build(&[COORDINATOR, CLAWCTL])?;
@@ -76,6 +77,17 @@ pub(crate) fn run() -> Result<DistOutput> {
         (CLAWCTL, &built.clawctl_deb),
     ])?;
     Ok(built)
+}
+
+/// Two at once would take each other's half-made packages away. Waits as long as the other builds; cargo
+/// says so in the same way.
+fn alone() -> Result<fs::File> {
+    fs::create_dir_all(target())?;
+    let path = target().join("dist.lock");
+    let lock =
+        fs::File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    lock.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(lock)
 }
 
 fn build(packages: &[Package]) -> Result<()> {
