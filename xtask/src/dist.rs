@@ -81,11 +81,10 @@ pub(crate) fn run() -> Result<DistOutput> {
 
 /// Two at once would take each other's half-made packages away. Waits as long as the other builds; cargo
 /// says so in the same way.
-fn alone() -> Result<fs::File> {
+fn alone() -> Result<File> {
     fs::create_dir_all(target())?;
     let path = target().join("dist.lock");
-    let lock =
-        fs::File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    let lock = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
     lock.lock().with_context(|| format!("cannot lock {}", path.display()))?;
     Ok(lock)
 }

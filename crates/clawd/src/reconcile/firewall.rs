@@ -53,10 +53,12 @@ const LOOK: Duration = Duration::from_secs(60);
 const LOOK_LEGACY: Duration = Duration::from_secs(2);
 /// A host's policy that was reverted is not tried again for this long, unless it changes.
 const REVERTED: Duration = Duration::from_secs(3600);
-/// Repairs that may follow each other at once; further ones wait for [`REPAIR_PACE`].
-const REPAIRS: u32 = 10;
+/// Repairs that may follow each other at once; further ones wait for [`REPAIR_PACE`]. Every repair that waits
+/// is a gap, so this is for quarrels without end only: with another manager of firewalls, one repair a second
+/// is about a tenth of a core.
+const REPAIRS: u32 = 60;
 /// One repair more is allowed each time this has passed.
-const REPAIR_PACE: Duration = Duration::from_secs(2);
+const REPAIR_PACE: Duration = Duration::from_secs(1);
 /// Reading connections and sets, for tightening.
 const READ: Duration = Duration::from_secs(10);
 
