@@ -61,8 +61,8 @@ pub struct Healed {
     pub told: Vec<String>,
 }
 
-/// As firewalld does when it is reloaded: everything is flushed, and what was there restored.
-const RELOAD: &str = "for t in iptables ip6tables; do $t-save > /run/saved.$t; done
+/// As firewalld does when it is reloaded: everything is flushed, and everything restored that is not ours.
+const RELOAD: &str = "for t in iptables ip6tables; do $t-save | grep -v CLAW- > /run/saved.$t; done
 for t in iptables ip6tables; do for c in raw mangle security filter; do $t -w -t $c -F; done; done
 sleep 0.2
 for t in iptables ip6tables; do $t-restore < /run/saved.$t; done";
@@ -72,7 +72,7 @@ pub const ATTACKS: [Attack; 4] = [
     Attack { name: "iptables -F", argv: &["iptables", "-w", "-F"] },
     Attack { name: "iptables -t security -F", argv: &["iptables", "-w", "-t", "security", "-F"] },
     Attack { name: "nft flush ruleset", argv: &["nft", "flush", "ruleset"] },
-    Attack { name: "flush, pause, restore of all", argv: &["sh", "-c", RELOAD] },
+    Attack { name: "flush, pause, restore of others", argv: &["sh", "-c", RELOAD] },
 ];
 
 impl<'a> Field<'a> {
