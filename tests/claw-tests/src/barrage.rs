@@ -23,6 +23,9 @@ const KILOHERTZ: Duration = Duration::from_micros(800);
 /// Attempts that are due for longer than this are left out.
 const MOST_LATE: Duration = Duration::from_millis(20);
 
+/// Moments further apart than this are not of one time.
+const APART: Duration = Duration::from_millis(30);
+
 /// Attempts of which the moment is kept; further ones are only counted.
 const KEPT: usize = 200_000;
 
@@ -143,32 +146,17 @@ impl Seen {
         attempts / self.length.as_secs_f64().max(0.001)
     }
 
-    /// From the first attempt that came through to the last: how long it was open.
+    /// How long attempts came through, all such times together.
     #[must_use]
     pub fn open_for(&self) -> Duration {
-        match (self.opened.iter().map(|a| a.at).min(), self.opened.iter().map(|a| a.at).max()) {
-            (Some(first), Some(last)) => last - first,
-            _ => Duration::ZERO,
-        }
+        together(self.opened.iter().map(|attempt| attempt.at).collect())
     }
 
-    /// From the first attempt whose verdict was another than the one wanted to the last such: how long
-    /// something was amiss.
+    /// How long verdicts were others than the one wanted, all such times together.
     #[must_use]
     pub fn amiss_for(&self, wanted: Verdict) -> Duration {
         let amiss = self.opened.iter().chain(&self.closed).filter(|a| a.verdict != wanted);
-        let moments: Vec<Instant> = amiss.map(|attempt| attempt.at).collect();
-        match (moments.iter().min(), moments.iter().max()) {
-            (Some(first), Some(last)) => *last - *first,
-            _ => Duration::ZERO,
-        }
-    }
-
-    /// From a moment to the last attempt that came through.
-    #[must_use]
-    pub fn open_until(&self, from: Instant) -> Duration {
-        let last = self.opened.iter().map(|attempt| attempt.at).max();
-        last.map_or(Duration::ZERO, |last| last.saturating_duration_since(from))
+        together(amiss.map(|attempt| attempt.at).collect())
     }
 
     /// One line for the transcript.
@@ -182,6 +170,13 @@ impl Seen {
             self.opened.len()
         )
     }
+}
+
+/// The length of all times in which moments follow each other closely.
+fn together(mut moments: Vec<Instant>) -> Duration {
+    moments.sort();
+    let gaps = moments.iter().zip(moments.iter().skip(1)).map(|(one, next)| *next - *one);
+    gaps.filter(|gap| *gap < APART).sum()
 }
 
 /// What the thread works with.
@@ -298,5 +293,19 @@ impl Engine {
         if list.len() < KEPT {
             list.push(attempt);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_apart_are_counted_each_for_itself() {
+        let start = now();
+        let at = |millis: u64| start + Duration::from_millis(millis);
+        let moments = [40, 0, 10, 1_000, 20, 1_005].map(at).to_vec();
+        assert_eq!(together(moments), Duration::from_millis(45));
+        assert_eq!(together(Vec::new()), Duration::ZERO);
     }
 }

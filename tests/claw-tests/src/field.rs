@@ -4,7 +4,7 @@
 //! Tests ask that nothing comes through, the bench prints how much does when nobody can help it.
 
 use std::fmt::Write as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use claw_lab::{Lab, LabHost, Netns, Network};
@@ -35,8 +35,6 @@ pub struct Fire {
     pub egress: Seen,
     /// From a customer's machine.
     pub ingress: Seen,
-    /// When the work was begun.
-    pub begun: Instant,
 }
 
 /// Something that is done to the firewall by somebody who is not us.
@@ -113,9 +111,8 @@ impl<'a> Field<'a> {
         let client = self.lab().netns(Network::Client);
         let egress = Barrage::start(&self.plug, self.egress.clone(), Pace::CLOSED)?;
         let ingress = Barrage::start(client, self.ingress.clone(), Pace::CLOSED)?;
-        let begun = now();
         work()?;
-        Ok(Fire { egress: egress.stop()?, ingress: ingress.stop()?, begun })
+        Ok(Fire { egress: egress.stop()?, ingress: ingress.stop()? })
     }
 
     /// Fires while somebody does something to the firewall, until it is whole and the repair is told.
