@@ -43,7 +43,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// Every chain changes with every round.
+/// Every chain changes with every round; then those of one instance do.
 async fn rules(instances: u32, rounds: u32, baseline_rounds: u32) -> Result<()> {
     let firewall = adapter();
     for round in 0..=rounds {
@@ -62,6 +62,14 @@ async fn rules(instances: u32, rounds: u32, baseline_rounds: u32) -> Result<()> 
         // The first round has nothing to replace.
         sample["first"] = (round == 0).into();
         say(&sample)?;
+    }
+    for round in 0..=rounds {
+        let mut changed = effective(instances, &NetworkPolicy::default())?;
+        if let Some(mut instance) = changed.instances.first_entry() {
+            instance.get_mut().policy.egress.denied_ports.insert(port(2600 + round)?);
+        }
+        let (applied, _) = apply(&firewall, &render::render(&changed)).await?;
+        say(&json!({ "one": millis(applied), "first": round == 0 }))?;
     }
     Ok(())
 }
