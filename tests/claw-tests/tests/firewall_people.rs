@@ -65,8 +65,11 @@ fn guessers_are_banned_from_ssh_and_from_nothing_else() -> Result<()> {
         assert_ssh(lab, host, v6, Verdict::is_closed)
     })?;
     rig.step("beside fail2ban, which bans as well: neither undoes the other", || {
-        let jail = "[sshd]\nenabled = true\nbackend = systemd\nmaxretry = 2\nbantime = 600\n\
-            banaction = iptables-multiport\n";
+        // As many failures as ours: whoever bans first keeps the other from seeing another one.
+        let jail = format!(
+            "[sshd]\nenabled = true\nbackend = systemd\nmaxretry = {FAILURES}\nbantime = 600\n\
+            banaction = iptables-multiport\n"
+        );
         host.write_file("/etc/fail2ban/jail.local", 0o644, jail.as_bytes())?;
         host.exec_ok(&["systemctl", "start", "fail2ban.service"])?;
         until(PATIENCE, "fail2ban", || {
@@ -110,7 +113,9 @@ fn guess(lab: &Lab, host: &LabHost, from: IpAddr) -> Result<()> {
     let target: IpAddr =
         if from.is_ipv4() { host.address().into() } else { host.address_v6().into() };
     for attempt in 0..=FAILURES {
-        let mut ssh = command("ssh");
+        // Whoever is banned in the midst of a connection hears nothing more of it.
+        let mut ssh = command("timeout");
+        ssh.args(["10", "ssh"]);
         ssh.args(["-F", "/dev/null", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"]);
         ssh.args(["-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=3", "-b"]);
         ssh.arg(from.to_string()).arg(format!("guess{attempt}@{target}")).arg("true");
