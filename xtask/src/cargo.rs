@@ -95,7 +95,7 @@ pub(crate) fn output(mut command: Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("{shown} printed no UTF-8"))
 }
 
-/// A tool from crates.io, installed into the cache unless it is there in this version.
+/// A published tool, installed into the cache unless it is there in this version.
 pub(crate) fn tool(name: &str, version: &str) -> Result<PathBuf> {
     let tools = cache().join("tools");
     let program = tools.join("bin").join(name);
