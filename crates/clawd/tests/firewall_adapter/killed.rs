@@ -51,7 +51,8 @@ impl Trap {
             let script = format!(
                 "#!/bin/sh\n\
                  exec 9>>/run/claw-trap/count.lock; flock 9\n\
-                 n=$(($(cat /run/claw-trap/count) + 1)); echo $n >/run/claw-trap/count; exec 9>&-\n\
+                 n=$(($(cat /run/claw-trap/count) + 1)); echo $n >/run/claw-trap/next\n\
+                 mv /run/claw-trap/next /run/claw-trap/count; exec 9>&-\n\
                  [ $n = \"$CLAW_KILL_BEFORE\" ] && kill -KILL $PPID && exit 1\n\
                  if [ $n = \"$CLAW_KILL_AFTER\" ]; then {real} \"$@\"; kill -KILL $PPID; exit 1; fi\n\
                  exec {real} \"$@\"\n",
