@@ -51,8 +51,8 @@ impl Trap {
             let script = format!(
                 "#!/bin/sh\n\
                  exec 9>>/run/claw-trap/count.lock; flock 9\n\
-                 n=$(($(cat /run/claw-trap/count) + 1)); echo $n >/run/claw-trap/next\n\
-                 mv /run/claw-trap/next /run/claw-trap/count; exec 9>&-\n\
+                 n=$(($(cat \"$CLAW_COUNT\") + 1)); echo $n >\"$CLAW_COUNT.next\"\n\
+                 mv \"$CLAW_COUNT.next\" \"$CLAW_COUNT\"; exec 9>&-\n\
                  [ $n = \"$CLAW_KILL_BEFORE\" ] && kill -KILL $PPID && exit 1\n\
                  if [ $n = \"$CLAW_KILL_AFTER\" ]; then {real} \"$@\"; kill -KILL $PPID; exit 1; fi\n\
                  exec {real} \"$@\"\n",
@@ -67,17 +67,20 @@ impl Trap {
 
     /// Runs the agent; whether it lived, and how many programs it ran.
     async fn run(&self, kill: &str, at: u32) -> (bool, u32) {
-        std::fs::write(self.dir.join("count"), "0").unwrap();
+        // A file of its own: a program that a killed agent left behind counts where nobody looks any more.
+        let count = self.dir.join(format!("{kill}.{at}"));
+        std::fs::write(&count, "0").unwrap();
         let path = format!("{}:{}", self.dir.display(), std::env::var("PATH").unwrap());
         let agent = tokio::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "firewall_adapter::killed::killed_agent"])
             .env("PATH", path)
             .env(AGENT, "1")
             .env(kill, at.to_string())
+            .env("CLAW_COUNT", &count)
             .output()
             .await
             .unwrap();
-        let count = std::fs::read_to_string(self.dir.join("count")).unwrap();
+        let count = std::fs::read_to_string(&count).unwrap();
         let killed = agent.status.code().is_none();
         assert!(killed || agent.status.success(), "{}", String::from_utf8_lossy(&agent.stdout));
         (!killed, count.trim().parse().unwrap())
