@@ -65,17 +65,16 @@ fn guessers_are_banned_from_ssh_and_from_nothing_else() -> Result<()> {
         assert_ssh(lab, host, v6, Verdict::is_closed)
     })?;
     rig.step("beside fail2ban, which bans as well: neither undoes the other", || {
-        // As many failures as ours: whoever bans first keeps the other from seeing another one.
-        let jail = format!(
-            "[sshd]\nenabled = true\nbackend = systemd\nmaxretry = {FAILURES}\nbantime = 600\n\
-            banaction = iptables-multiport\n"
-        );
+        // It bans when told: each that bans by itself keeps the other from seeing further failures.
+        let jail = "[sshd]\nenabled = true\nbackend = systemd\nmaxretry = 1000\nbantime = 600\n\
+            banaction = iptables-multiport\n";
         host.write_file("/etc/fail2ban/jail.local", 0o644, jail.as_bytes())?;
         host.exec_ok(&["systemctl", "start", "fail2ban.service"])?;
         until(PATIENCE, "fail2ban", || {
             Ok(host.exec(&["fail2ban-client", "status", "sshd"])?.success().then_some(()))
         })?;
         guess(lab, host, other)?;
+        host.exec_ok(&["fail2ban-client", "set", "sshd", "banip", &other.to_string()])?;
         until(PATIENCE, "both bans", || {
             let theirs = host.exec(&["iptables", "-w", "-S", "f2b-sshd"])?.stdout;
             let both = theirs.contains(&other.to_string()) && is_banned(host, other)?;
