@@ -92,7 +92,8 @@ CREATE TABLE note (
 pub enum Note {
     /// The host's policy whose rules are the last good ones, encoded as on the wire.
     HostPolicy,
-    /// The host's policy that was reverted last: digest and the time until which it is not tried again.
+    /// The host's policy that was reverted last: digest, the time until which it is not
+    /// tried again, and why.
     RevertedPolicy,
     /// Totals of refused traffic.
     Tally,

@@ -440,9 +440,12 @@ pub trait Resolver {
 /// Why the coordinator cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum UplinkError {
-    /// This host has not joined a fleet, or its identity cannot be used.
-    #[error("this host has no identity to call with")]
-    NoIdentity,
+    /// This host has not joined a fleet.
+    #[error("this host has not joined a fleet")]
+    NotJoined,
+    /// Its identity cannot be used.
+    #[error("cannot use the host's identity")]
+    Identity(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The connection could not be made.
     #[error("a new connection to the coordinator failed")]
     Connect(#[source] Box<dyn std::error::Error + Send + Sync>),

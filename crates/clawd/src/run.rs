@@ -23,6 +23,7 @@ use crate::adapters::nginx::{Nginx, NginxSettings, every_address};
 use crate::adapters::uplink::CoordinatorUplink;
 use crate::agent::{Agent, Settings};
 use crate::config::Config;
+use crate::firewall::{WEB_PORT, web_ports};
 use crate::joined;
 use crate::journal::{Journal, OpenFailure};
 use crate::machine::{Machine, Ports};
@@ -31,14 +32,11 @@ use crate::reconcile::HostLoop;
 use crate::report::Board;
 use crate::session::Session;
 use claw_core::event::{EventKind, Severity};
-use claw_core::firewall::Port;
 
 /// How often progress is checked when no service manager asks for it.
 const BEAT: Duration = Duration::from_secs(60);
 /// Threads for what blocks: files and name resolution. Few, because each has a stack and an arena.
 const BLOCKING_THREADS: usize = 4;
-/// The port that customers reach (PRODUCT row 17).
-const WEB_PORT: u16 = 8080;
 
 /// Why the agent did not start.
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +127,7 @@ fn settings(config: &Config) -> Settings {
         pool: config.pool,
         probe_healthy: config.probe_healthy,
         probe_failing: config.probe_failing,
-        web_ports: listen(config).iter().filter_map(|address| Port::new(address.port())).collect(),
+        web_ports: web_ports(config),
         ..Settings::default()
     }
 }

@@ -27,15 +27,15 @@ impl CoordinatorUplink {
 impl Uplink for CoordinatorUplink {
     async fn prove(&self) -> Result<(), UplinkError> {
         let coordinator = self.configured.clone().or_else(|| joined::coordinator(&self.data));
-        let directory = IdentityDir::open(joined::identity_dir(&self.data));
-        let identity = directory.ok().and_then(|directory| directory.load().ok().flatten());
+        let unusable = |error| UplinkError::Identity(Box::new(error));
+        let directory = IdentityDir::open(joined::identity_dir(&self.data)).map_err(unusable)?;
+        let identity = directory.load().map_err(unusable)?;
         let (Some(coordinator), Some(identity)) = (coordinator, identity) else {
-            return Err(UplinkError::NoIdentity);
+            return Err(UplinkError::NotJoined);
         };
-        let connect = |error| UplinkError::Connect(error);
         let config = Tls::new(provider::ring()).client(&identity);
-        let config = config.map_err(|error| connect(Box::new(error)))?;
+        let config = config.map_err(|error| UplinkError::Identity(Box::new(error)))?;
         let channel = dial(&coordinator, config).await;
-        channel.map(drop).map_err(|error| connect(Box::new(error)))
+        channel.map(drop).map_err(|error| UplinkError::Connect(Box::new(error)))
     }
 }

@@ -119,6 +119,7 @@ struct InForce {
 }
 
 /// A host's policy that cut this host off, or that the kernel refused.
+#[derive(Debug)]
 struct Reverted {
     policy: Digest,
     until: Timestamp,
@@ -129,16 +130,17 @@ struct Reverted {
 #[derive(Debug, Default)]
 pub(super) struct Noted {
     last_good: Option<HostPolicy>,
-    reverted: Option<(Digest, Timestamp)>,
+    reverted: Option<Reverted>,
 }
 
 impl Noted {
     pub(super) fn read(notes: &BTreeMap<Note, Vec<u8>>) -> Self {
         let last_good = notes.get(&Note::HostPolicy).and_then(|bytes| decode_host_policy(bytes));
         let reverted = notes.get(&Note::RevertedPolicy).and_then(|bytes| {
-            let (digest, millis) = std::str::from_utf8(bytes).ok()?.split_once(' ')?;
-            let until = Timestamp::from_millis(millis.parse().ok()?);
-            Some((Digest::from_hex(digest)?, until))
+            let mut words = std::str::from_utf8(bytes).ok()?.splitn(3, ' ');
+            let policy = Digest::from_hex(words.next()?)?;
+            let until = Timestamp::from_millis(words.next()?.parse().ok()?);
+            Some(Reverted { policy, until, problem: words.next()?.to_owned() })
         });
         Self { last_good, reverted }
     }
@@ -199,15 +201,13 @@ impl<M: Machine> FirewallLoop<M> {
         noted: Noted,
         meter: Meter,
     ) -> Self {
-        let problem = "it was reverted by an earlier agent".to_owned();
-        let reverted = noted.reverted.map(|(policy, until)| Reverted { policy, until, problem });
         Self {
             agent,
             targets,
             surroundings,
             in_force: None,
             last_good: noted.last_good,
-            reverted,
+            reverted: noted.reverted,
             retry: Backoff::new(RETRY),
             not_before: None,
             is_due: true,
@@ -481,7 +481,7 @@ impl<M: Machine> FirewallLoop<M> {
 
     fn note_reverted(&mut self, policy: Digest, problem: String) {
         let until = self.agent.machine.clock().now().after(REVERTED);
-        let text = format!("{policy} {}", until.millis());
+        let text = format!("{policy} {} {problem}", until.millis());
         drop(self.agent.journal.note(Note::RevertedPolicy, text.into_bytes()));
         self.reverted = Some(Reverted { policy, until, problem });
     }
@@ -594,8 +594,12 @@ fn encode_host_policy(policy: &HostPolicy) -> Vec<u8> {
 
 /// The policy, unless the note is no policy that is valid today: there is none then.
 fn decode_host_policy(bytes: &[u8]) -> Option<HostPolicy> {
-    let wire = claw_proto::decode(bytes).ok()?;
-    claw_proto::convert::firewall::host_policy_from_wire(&wire).ok()
+    let unreadable = |error: &dyn std::error::Error| {
+        tracing::error!(error = chain(error), "the last good policy of this host is unreadable");
+    };
+    let wire = claw_proto::decode(bytes).inspect_err(|error| unreadable(error)).ok()?;
+    let policy = claw_proto::convert::firewall::host_policy_from_wire(&wire);
+    policy.inspect_err(|error| unreadable(error)).ok()
 }
 
 fn digest(policy: &HostPolicy) -> Digest {

@@ -153,8 +153,9 @@ async fn armed(
     repair(machine, rules).await?;
     match (reachable, prove(machine).await) {
         (true, Err(error)) => return Err(ProtocolError::CutOff(error)),
-        (false, Err(_)) => {
-            tracing::info!("the coordinator cannot be reached, as before: the rules stay");
+        (false, Err(error)) => {
+            let error = crate::logging::chain(&error);
+            tracing::info!(error, "the coordinator cannot be reached, as before: the rules stay");
         }
         (_, Ok(())) => {}
     }
@@ -175,7 +176,9 @@ async fn prove(machine: &impl Machine) -> Result<(), UplinkError> {
         loop {
             match machine.uplink().prove().await {
                 Ok(()) => return Ok(()),
-                Err(error @ UplinkError::NoIdentity) => return Err(error),
+                Err(error @ (UplinkError::NotJoined | UplinkError::Identity(_))) => {
+                    return Err(error);
+                }
                 Err(error) => last = error,
             }
             clock.sleep(PROVE_AGAIN).await;
