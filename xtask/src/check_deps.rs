@@ -29,6 +29,11 @@ const RULES: &[Rule] = &[
     Rule { name: "claw-proto", ours: &["claw-core"], never: &["rusqlite", "bollard"] },
     Rule { name: "claw-identity", ours: &["claw-core"], never: &["tonic", "rusqlite", "prost"] },
     Rule {
+        name: "claw-snapshot",
+        ours: &["claw-core"],
+        never: &["tokio", "tonic", "prost", "rusqlite", "bollard"],
+    },
+    Rule {
         name: "openclaw",
         ours: &["claw-core"],
         never: &["tonic", "rusqlite", "prost", "bollard"],

@@ -27,18 +27,21 @@ pub enum Requirement {
     Python,
     /// Logs in to hosts (`ssh`).
     SshClient,
+    /// Reads our snapshots, and writes some for us to read (`restic`).
+    Restic,
     /// Runs virtual machines (`qemu-system-x86_64`, `ssh`); see [`crate::vm`].
     VirtualMachine,
 }
 
 /// What demo and tests need: a lab, the OpenClaw image, our packages.
-pub const ALL: [Requirement; 6] = [
+pub const ALL: [Requirement; 7] = [
     Requirement::Debootstrap,
     Requirement::Iproute,
     Requirement::Disks,
     Requirement::Npm,
     Requirement::Packaging,
     Requirement::SshClient,
+    Requirement::Restic,
 ];
 
 /// How long apt may take, another apt's lock included.
@@ -56,6 +59,7 @@ impl Requirement {
             Self::Packaging => &["dpkg-dev"],
             Self::Python => &["python3-venv"],
             Self::SshClient => &["openssh-client"],
+            Self::Restic => &["restic"],
             Self::VirtualMachine => &["qemu-system-x86", "openssh-client"],
         }
     }
@@ -68,6 +72,7 @@ impl Requirement {
             Self::Packaging => on_path("dpkg-shlibdeps"),
             Self::Python => has_venv(),
             Self::SshClient => on_path("ssh"),
+            Self::Restic => on_path("restic"),
             Self::VirtualMachine => on_path("qemu-system-x86_64") && on_path("ssh"),
             Self::Npm => on_path("npm") && LIBRARY_DIRS.iter().any(|dir| has_libatomic(dir)),
         }

@@ -67,6 +67,8 @@ pub struct Seen {
     pub closed: Vec<Attempt>,
     /// Attempts that could not even be made: the network itself was gone.
     pub unsent: usize,
+    /// When the first attempt was made; none before it.
+    pub begun: Option<Instant>,
     /// From the first attempt to the last.
     pub length: Duration,
 }
@@ -218,6 +220,7 @@ impl Engine {
             }
             self.collect(due.saturating_duration_since(now()))?;
         }
+        self.seen.begun = Some(self.start);
         self.seen.length = self.start.elapsed();
         while !self.pending.is_empty() {
             self.collect(Duration::from_millis(5))?;

@@ -84,16 +84,27 @@ fn closed(
 }
 
 fn assert_closed(side: &str, seen: &Seen, targets: &[Target]) -> Result<()> {
-    let leaked: std::collections::BTreeSet<&str> = seen
-        .opened
-        .iter()
-        .filter_map(|attempt| targets.get(attempt.target))
-        .map(|target| target.name.as_str())
-        .collect();
-    ensure!(leaked.is_empty(), "{side} leaked to {leaked:?}: {}", seen.summary());
+    assert_none_opened(side, seen, targets)?;
     let rate = seen.rate() / f64::from(u32::try_from(targets.len())?);
     ensure!(rate > LEAST_RATE, "{side}: only {rate:.0} connects per second and target");
     ensure!(seen.unsent == 0, "{side}: {} attempts could not be made", seen.unsent);
+    Ok(())
+}
+
+/// Nothing came through; else: what did, and when.
+fn assert_none_opened(side: &str, seen: &Seen, targets: &[Target]) -> Result<()> {
+    let leaked: Vec<String> = targets
+        .iter()
+        .enumerate()
+        .filter_map(|(index, target)| {
+            let opened = || seen.opened.iter().filter(|attempt| attempt.target == index);
+            let (first, last) = (opened().next()?.at, opened().next_back()?.at);
+            let after = first.saturating_duration_since(seen.begun?);
+            let (count, length) = (opened().count(), last.saturating_duration_since(first));
+            Some(format!("{}: {count} after {after:.3?}, over {length:.3?}", target.name))
+        })
+        .collect();
+    ensure!(leaked.is_empty(), "{side} leaked to {leaked:#?}: {}", seen.summary());
     Ok(())
 }
 
@@ -187,7 +198,7 @@ fn a_host_boots_under_fire() -> Result<()> {
             fleet.until_firewall(host)?;
             let seen = ingress.stop()?;
             rig.note(&format!("  ingress: {}", seen.summary()));
-            ensure!(seen.opened.is_empty(), "ingress leaked: {}", seen.summary());
+            assert_none_opened("ingress", &seen, &targets)?;
             assert_quiet(&ground)
         })?;
     }

@@ -1,0 +1,150 @@
+//! Names of objects: 32 bytes, SHA-256 of what they name, written as 64 hexadecimal digits.
+
+use std::fmt;
+use std::str::FromStr;
+
+use rustic_core::Id;
+use sha2::{Digest, Sha256};
+
+/// The name of a file in a repository's storage: SHA-256 of its content.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId([u8; 32]);
+
+/// The name of a snapshot: the [`FileId`] of its snapshot file.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SnapshotId(FileId);
+
+/// A text that is not 64 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("an id has 64 hexadecimal digits")]
+pub struct ParseIdError;
+
+impl FileId {
+    /// The name of something that has this content.
+    #[must_use]
+    pub fn of(content: &[u8]) -> Self {
+        Self(Sha256::digest(content).into())
+    }
+
+    /// An id from its bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The id's bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    pub(crate) fn engine(self) -> Id {
+        Id::new(self.0)
+    }
+}
+
+impl SnapshotId {
+    /// The snapshot whose file has this name.
+    #[must_use]
+    pub const fn new(file: FileId) -> Self {
+        Self(file)
+    }
+
+    /// The name of the snapshot's file in the storage.
+    #[must_use]
+    pub const fn file(self) -> FileId {
+        self.0
+    }
+}
+
+impl From<Id> for FileId {
+    fn from(id: Id) -> Self {
+        // The engine shows the bytes of its ids only as text, and that is always 64 digits.
+        id.to_hex().as_str().parse().unwrap_or(Self([0; 32]))
+    }
+}
+
+impl From<rustic_core::repofile::SnapshotId> for SnapshotId {
+    fn from(id: rustic_core::repofile::SnapshotId) -> Self {
+        Self(FileId::from(id.into_inner()))
+    }
+}
+
+impl FromStr for FileId {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.as_bytes();
+        let mut bytes = [0; 32];
+        if digits.len() != 64 {
+            return Err(ParseIdError);
+        }
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            let [high, low] = pair else { return Err(ParseIdError) };
+            *byte = (nibble(*high)? << 4) | nibble(*low)?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl FromStr for SnapshotId {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+impl fmt::Display for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Debug for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Lower case only: names of files are compared as text by other programs.
+fn nibble(digit: u8) -> Result<u8, ParseIdError> {
+    match digit {
+        b'0'..=b'9' => Ok(digit - b'0'),
+        b'a'..=b'f' => Ok(digit - b'a' + 10),
+        _ => Err(ParseIdError),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn print_and_parse_are_inverse() {
+        let id = FileId::of(b"claw");
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert_eq!(FileId::from(id.engine()), id);
+        assert_eq!(id.to_string().len(), 64);
+    }
+
+    #[test]
+    fn other_texts_are_no_ids() {
+        let id = FileId::of(b"claw").to_string();
+        assert_eq!(id.to_uppercase().parse::<FileId>(), Err(ParseIdError));
+        assert_eq!(format!("{id}0").parse::<FileId>(), Err(ParseIdError));
+        assert_eq!("config".parse::<FileId>(), Err(ParseIdError));
+    }
+}

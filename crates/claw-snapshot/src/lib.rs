@@ -1,0 +1,71 @@
+//! Snapshots of a data directory, kept in a repository of restic's format.
+//!
+//! What it is for: taking, listing, restoring, verifying and thinning out snapshots of one
+//! instance's data, each with the small files that belong to it (its exact spec, its image's
+//! digest). The format is restic's, so that a customer's data never depends on this program:
+//! `restic -r DIRECTORY restore latest` with the recovery password is enough.
+//!
+//! What it deliberately does not do: it has no clock, no schedule and no runtime (every call
+//! blocks), it pauses nothing, and it knows no instance. It is made to run in a short-lived child
+//! process with a memory limit: a panic or an out-of-memory in the engine below loses that job and
+//! nothing else.
+//!
+//! The engine is `rustic_core`, behind types of our own. What it does not do well is done here:
+//!
+//! | hazard of the engine | answer |
+//! | --- | --- |
+//! | unreadable files are dropped, the call succeeds | [`Source`] keeps every fault; the snapshot is refused |
+//! | the local backend drops errors of listings, never syncs directories | [`DirectoryStorage`] |
+//! | its restore takes 263 MB and more, warns where it should fail | [`Repository::restore`] |
+//! | its check panics on damage and names no file | [`Repository::verify`] |
+//! | its key derivation takes 128 MiB | own key files, see [`Repository::create`] |
+//! | no locks | [`DirectoryStorage::open`] |
+//!
+//! # Where to start
+//!
+//! [`DirectoryStorage::open`], [`Repository::create`] or [`Repository::open`], then
+//! [`Repository::snapshot`] of a [`Source`]. [`retention`] says which snapshots to
+//! [`Repository::forget`].
+#![forbid(unsafe_code)]
+
+mod backend;
+mod catalog;
+mod diff;
+mod engine;
+mod id;
+mod index;
+mod key_file;
+mod progress;
+mod prune;
+mod repository;
+mod restore;
+pub mod retention;
+mod secret;
+mod snapshot;
+mod source;
+mod storage;
+mod tree;
+mod verify;
+
+pub use catalog::{Snapshot, SnapshotNotFound};
+pub use diff::{DiffError, Difference, DifferenceKind, Differences};
+pub use engine::{EngineError, RepositoryError, limit_processors};
+pub use id::{FileId, ParseIdError, SnapshotId};
+pub use key_file::KeyFileError;
+pub use progress::{Progress, Watcher};
+pub use prune::{ForgetError, PruneError, Pruned};
+pub use repository::{CreateError, OpenError, ReplaceKeyError, Repository};
+pub use restore::{RestoreError, Restored, Subtree};
+pub use secret::{
+    Credential, KeyRole, ParseRecoveryPasswordError, RecoveryPassword, RepositorySecret,
+};
+pub use snapshot::{AttachmentsError, Parent, SnapshotError, SnapshotRequest, Taken};
+pub use source::attachment::{AttachmentName, ParseAttachmentNameError};
+pub use source::frozen::{FreezeError, Frozen};
+pub use source::ledger::{Listing, SourceFault, SourceFaultReason};
+pub use source::{DATA, META, Source, Stillness};
+pub use storage::{
+    Access, DirectoryStorage, FileKind, OpenDirectoryError, Storage, StorageAction, StorageError,
+};
+pub use tree::BlobError;
+pub use verify::{Affected, Damage, Extent, Rotation, Verified, VerifyError};
