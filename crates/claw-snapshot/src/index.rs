@@ -1,14 +1,15 @@
 //! The index: which blob lies in which pack. It can always be made again from the packs, each of
-//! which ends with a list of what is in it.
+//! which ends with a list of what is in it. Packs that no index names hold what a failed or killed
+//! run wrote; they are taken up by [`Repository::mend_index`] or removed by [`Repository::sweep`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use rustic_core::RepairIndexOptions;
-use rustic_core::repofile::IndexFile;
+use rustic_core::repofile::{IndexFile, IndexId};
 
 use crate::engine::RepositoryError;
 use crate::id::FileId;
-use crate::repository::Repository;
+use crate::repository::{Engine, Repository};
 use crate::storage::FileKind;
 
 impl Repository {
@@ -38,19 +39,11 @@ impl Repository {
         let stored: BTreeMap<FileId, u32> =
             self.storage.list(FileKind::Pack)?.into_iter().collect();
         let mut lost = BTreeSet::new();
-        let mut known = BTreeSet::new();
-        let fault = engine.fault("reading the index");
-        for index in engine.repository.stream_files::<IndexFile>().map_err(&fault)? {
-            let (_, index) = index.map_err(&fault)?;
-            for pack in &index.packs {
-                let id = FileId::from(pack.id.into_inner());
-                if stored.get(&id) != Some(&pack.pack_size()) {
-                    lost.insert(id);
-                }
-                known.insert(id);
+        let known = indexed(&engine, |id, size| {
+            if stored.get(&id) != Some(&size) {
+                lost.insert(id);
             }
-            known.extend(index.packs_to_delete.iter().map(|p| FileId::from(p.id.into_inner())));
-        }
+        })?;
         if lost.is_empty() && stored.keys().all(|id| known.contains(id)) {
             return Ok(0);
         }
@@ -60,4 +53,45 @@ impl Repository {
             .map_err(engine.fault("mending the index"))?;
         Ok(u64::try_from(lost.len()).unwrap_or(u64::MAX))
     }
+
+    /// Removes those of these packs that no index names. Safe when nothing that a snapshot needs
+    /// can be among them, and nobody else writes to the storage: the exclusive lock of
+    /// [`crate::DirectoryStorage`] sees to that.
+    ///
+    /// When any index cannot be read, nothing is removed.
+    pub(crate) fn sweep(
+        &self,
+        candidates: impl IntoIterator<Item = FileId>,
+    ) -> Result<u64, RepositoryError> {
+        let known = indexed(&self.engine()?, |_, _| ())?;
+        let mut removed = 0;
+        for id in candidates.into_iter().filter(|id| !known.contains(id)) {
+            self.storage.remove(FileKind::Pack, id)?;
+            removed += 1;
+        }
+        Ok(removed)
+    }
+}
+
+/// Every pack that an index names, those marked for removal included. `packs` is told the others
+/// with their sizes.
+fn indexed(
+    engine: &Engine,
+    mut packs: impl FnMut(FileId, u32),
+) -> Result<BTreeSet<FileId>, RepositoryError> {
+    let mut known = BTreeSet::new();
+    let ids: Vec<IndexId> =
+        engine.repository.list().map_err(engine.fault("listing the index"))?.collect();
+    // One after the other: what is not in the answer may be removed, so none may be left out.
+    for id in ids {
+        let index: IndexFile =
+            engine.repository.get_file(&id).map_err(engine.fault("reading the index"))?;
+        for pack in &index.packs {
+            let id = FileId::from(pack.id.into_inner());
+            packs(id, pack.pack_size());
+            known.insert(id);
+        }
+        known.extend(index.packs_to_delete.iter().map(|p| FileId::from(p.id.into_inner())));
+    }
+    Ok(known)
 }

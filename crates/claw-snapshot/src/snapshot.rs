@@ -70,7 +70,8 @@ pub struct Taken {
     pub listing: Listing,
 }
 
-/// No snapshot was taken; the repository is as it was, besides packs that the next one uses.
+/// No snapshot was taken; the repository is as it was, besides packs that the next one uses. When
+/// the storage was full, these were removed again as far as it allowed.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// Something of the source would be missing or wrong.
@@ -169,24 +170,18 @@ impl Repository {
         let options = backup_options(find_parent(&engine, request)?);
         let file = describe(request, ledger.stillness)?;
         let backend = Arc::clone(&engine.backend);
-        let indexed = engine
-            .repository
-            .to_indexed_ids()
-            .map_err(|fault| RepositoryError::new("reading the index", &backend, fault))?;
         let source = EngineSource { origin, ledger: Arc::clone(&ledger) };
-        let top = Path::new("/");
-        let paths = [top.join(DATA), top.join(META)];
-        let archived = indexed.archive(&options, &source, file, &paths);
-        // The storage first: when it fails, files are given up for it and not for themselves.
-        if let Some(fault) = backend.take_failure() {
-            return Err(RepositoryError::Storage(fault).into());
-        }
-        let (count, faults) = ledger.take_faults();
-        if count > 0 {
-            return Err(SnapshotError::Source { count, faults });
-        }
-        let stored = archived
-            .map_err(|fault| RepositoryError::new("writing the snapshot", &backend, fault))?;
+        let archived = archive(engine, &options, &source, file);
+        let written = backend.close();
+        let stored = match archived {
+            Err(SnapshotError::Repository(fault)) if fault.is_full() => {
+                // Others need the room more. Every index was read above, and what was not indexed
+                // was written here; what failed first is what is told.
+                _ = self.sweep(written);
+                return Err(fault.into());
+            }
+            archived => archived?,
+        };
         self.confirm(&stored, &ledger)?;
         let counts = ledger.counts();
         Ok(Taken {
@@ -252,6 +247,34 @@ impl Repository {
         }
         Ok(())
     }
+}
+
+/// Lets the engine read the source and write what is new of it.
+fn archive(
+    engine: Engine,
+    options: &BackupOptions,
+    source: &EngineSource,
+    file: SnapshotFile,
+) -> Result<SnapshotFile, SnapshotError> {
+    let backend = Arc::clone(&engine.backend);
+    let indexed = engine
+        .repository
+        .to_indexed_ids()
+        .map_err(|fault| RepositoryError::new("reading the index", &backend, fault))?;
+    let top = Path::new("/");
+    let paths = [top.join(DATA), top.join(META)];
+    let archived = indexed.archive(options, source, file, &paths);
+    // The storage first: when it fails, files are given up for it and not for themselves.
+    if let Some(fault) = backend.take_failure() {
+        return Err(RepositoryError::Storage(fault).into());
+    }
+    let (count, faults) = source.ledger.take_faults();
+    if count > 0 {
+        return Err(SnapshotError::Source { count, faults });
+    }
+    let stored =
+        archived.map_err(|fault| RepositoryError::new("writing the snapshot", &backend, fault))?;
+    Ok(stored)
 }
 
 fn find_parent(

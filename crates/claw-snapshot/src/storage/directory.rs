@@ -4,6 +4,7 @@
 //! their name, and `lock`, which is flocked while the repository is open: rustic takes no locks of
 //! its own. Restic ignores both. It does not honour the locks of restic itself.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
@@ -104,6 +105,16 @@ impl DirectoryStorage {
         make_directory(&partial)?;
         for entry in fs::read_dir(&partial)? {
             fs::remove_file(entry?.path())?;
+        }
+        // Restic honours no lock of ours: while it has its own, what it writes is its.
+        let locks = self.root.join(LOCKS_OF_RESTIC);
+        if locks.try_exists()? && fs::read_dir(&locks)?.next().is_some() {
+            return Ok(());
+        }
+        for directory in FileKind::MANY.into_iter().flat_map(|kind| self.directories(kind)) {
+            if directory.try_exists()? {
+                sweep_temporary(&directory)?;
+            }
         }
         Ok(())
     }
@@ -264,6 +275,23 @@ fn make_directory(path: &Path) -> io::Result<()> {
     }
 }
 
+/// What restic calls a file until it is whole: the id, `-tmp-` and a number.
+fn is_temporary(name: &OsStr) -> bool {
+    name.to_str().and_then(|name| name.split_once("-tmp-")).is_some_and(|(id, number)| {
+        id.parse::<FileId>().is_ok() && number.bytes().all(|byte| byte.is_ascii_digit())
+    })
+}
+
+fn sweep_temporary(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if is_temporary(&entry.file_name()) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 fn list_directory(directory: &Path, files: &mut Vec<(FileId, u32)>) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
@@ -378,6 +406,30 @@ mod tests {
         assert_eq!(storage.list(FileKind::Index).unwrap(), [(id, 1)]);
         let mode = fs::metadata(&root).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn what_a_killed_restic_left_is_swept_unless_restic_is_at_work() {
+        let (directory, storage) = storage();
+        let root = directory.path().join("repo");
+        drop(storage);
+        let id = FileId::of(b"x");
+        let leftovers =
+            [format!("index/{id}-tmp-12"), format!("data/{}/{id}-tmp-7", pack_directory(id))];
+        let lock = root.join(LOCKS_OF_RESTIC).join("lock");
+        fs::write(&lock, "").unwrap();
+        for leftover in &leftovers {
+            fs::write(root.join(leftover), "half").unwrap();
+        }
+        fs::write(root.join("index/x-tmp-y"), "another's").unwrap();
+        drop(DirectoryStorage::open(&root, Access::Exclusive).unwrap());
+        assert!(leftovers.iter().all(|leftover| root.join(leftover).exists()));
+        fs::remove_file(lock).unwrap();
+        drop(DirectoryStorage::open(&root, Access::Shared).unwrap());
+        assert!(leftovers.iter().all(|leftover| root.join(leftover).exists()));
+        drop(DirectoryStorage::open(&root, Access::Exclusive).unwrap());
+        assert!(!leftovers.iter().any(|leftover| root.join(leftover).exists()));
+        assert!(root.join("index/x-tmp-y").exists());
     }
 
     #[test]
