@@ -58,6 +58,13 @@ impl AddressPool {
         InstanceNetwork { pool: self, slot }
     }
 
+    /// Where rehearsals and drills live, one at a time: the last /24, which no instance gets. The firewall
+    /// has no chain for its bridge, and what comes from such a bridge reaches nothing.
+    #[must_use]
+    pub const fn trial(self) -> InstanceNetwork {
+        InstanceNetwork { pool: self, slot: Slot(MAX_SLOTS) }
+    }
+
     /// The pool as a block of addresses.
     #[must_use]
     pub fn block(self) -> Cidr {
@@ -134,6 +141,8 @@ mod tests {
         assert_eq!(Slot::lowest_free(&all), None);
         let last = AddressPool::STANDARD.network(Slot(253));
         assert_eq!(last.subnet(), "10.201.254.0/24");
+        let trial = AddressPool::STANDARD.trial();
+        assert_eq!((trial.subnet().as_str(), trial.bridge().as_str()), ("10.201.255.0/24", "claw-i254"));
         let first = AddressPool::STANDARD.network(Slot(0));
         assert_eq!(
             (first.subnet(), first.gateway().to_string(), first.container().to_string()),

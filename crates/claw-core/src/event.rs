@@ -59,11 +59,31 @@ pub enum EventKind {
     TrafficBurst,
     /// A source was banned from SSH.
     SourceBanned,
+    /// A snapshot was taken and read back.
+    SnapshotTaken,
+    /// A snapshot could not be taken.
+    SnapshotFailed,
+    /// No snapshot has been taken for longer than the schedule allows.
+    BackupOverdue,
+    /// Something in a repository of snapshots is damaged.
+    SnapshotDamaged,
+    /// A snapshot was restored beside the instance, booted and passed the gate.
+    DrillPassed,
+    /// A restored snapshot did not boot.
+    DrillFailed,
+    /// A new image, or data of an earlier time, is being brought into force.
+    CutoverStarted,
+    /// It passed its gate and is in force.
+    CutoverConfirmed,
+    /// It failed; image, data and configuration are as before.
+    CutoverReverted,
+    /// It was refused before anything was touched.
+    CutoverRefused,
 }
 
 impl EventKind {
     /// Every kind with its name in the API.
-    pub const ALL: [(Self, &'static str); 20] = [
+    pub const ALL: [(Self, &'static str); 30] = [
         (Self::StatePersisted, "state_persisted"),
         (Self::StateRefused, "state_refused"),
         (Self::StepDone, "step_done"),
@@ -84,6 +104,16 @@ impl EventKind {
         (Self::FirewallRepaired, "firewall_repaired"),
         (Self::TrafficBurst, "traffic_burst"),
         (Self::SourceBanned, "source_banned"),
+        (Self::SnapshotTaken, "snapshot_taken"),
+        (Self::SnapshotFailed, "snapshot_failed"),
+        (Self::BackupOverdue, "backup_overdue"),
+        (Self::SnapshotDamaged, "snapshot_damaged"),
+        (Self::DrillPassed, "drill_passed"),
+        (Self::DrillFailed, "drill_failed"),
+        (Self::CutoverStarted, "cutover_started"),
+        (Self::CutoverConfirmed, "cutover_confirmed"),
+        (Self::CutoverReverted, "cutover_reverted"),
+        (Self::CutoverRefused, "cutover_refused"),
     ];
 
     /// The kind with this name, if there is one.

@@ -11,6 +11,9 @@
 
 pub mod address;
 pub mod backoff;
+pub mod backup;
+pub mod cutover;
+pub mod data;
 pub mod event;
 pub mod firewall;
 pub mod host;

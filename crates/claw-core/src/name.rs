@@ -115,6 +115,21 @@ text_name!(
 );
 
 text_name!(
+    /// A snapshot of an instance: a DNS label, unique within the instance.
+    SnapshotName,
+    |text| {
+        bounded(text, 63)?;
+        if is_label(text) {
+            return Ok(());
+        }
+        Err(NameError::malformed(
+            "lower-case letters, digits and hyphens, starting and ending with a letter or digit",
+            text,
+        ))
+    }
+);
+
+text_name!(
     /// A host of the fleet: a DNS label of at most 63 characters (RFC 1035, section 2.3.4).
     HostName,
     |text| {

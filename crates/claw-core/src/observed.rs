@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use crate::cutover::{Cutover, Deployment, RefusedTarget, Replaced};
 use crate::restart::RestartHistory;
 use crate::stamp::{Digest, Generation};
 use crate::time::Timestamp;
@@ -25,10 +26,24 @@ pub struct ObservedInstance {
     pub proxy_current: bool,
     /// Whether the firewall's rules for exactly its network policy are in force.
     pub firewalled: bool,
+    /// Whether a snapshot of the data as it lies there, of an instance that is down, is held.
+    pub at_rest: RestSnapshot,
     /// What the probes of this run of the container have seen.
     pub health: Health,
     /// What the journal remembers.
     pub record: Record,
+}
+
+/// Whether there is a snapshot of the data of an instance that is down, taken since it went down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RestSnapshot {
+    /// Not yet.
+    #[default]
+    Missing,
+    /// There is.
+    Held,
+    /// It failed again and again; the data itself is where it was.
+    GivenUp,
 }
 
 /// The instance's bridge network.
@@ -119,4 +134,16 @@ pub struct Record {
     pub pull_not_before: Option<Timestamp>,
     /// A step failed; do not try again before this.
     pub retry_not_before: Option<Timestamp>,
+    /// Image and data that passed the gate last.
+    pub active: Option<Deployment>,
+    /// The change of image or data under way.
+    pub cutover: Option<Cutover>,
+    /// The number of the restore order that was carried out, or given up, last.
+    pub restored: u64,
+    /// What failed and is not tried again by itself.
+    pub refused: Option<RefusedTarget>,
+    /// Changes that failed in a row.
+    pub reverts: u32,
+    /// Data that was in use before the last confirmed change.
+    pub replaced: Option<Replaced>,
 }

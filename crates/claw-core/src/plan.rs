@@ -11,8 +11,9 @@ mod container;
 mod step;
 
 use crate::address::InstanceNetwork;
+use crate::data::DataGeneration;
 use crate::name::{InstanceName, StatePath};
-use crate::observed::{ContainerState, ObservedContainer, ObservedInstance};
+use crate::observed::{ContainerState, ObservedContainer, ObservedInstance, RestSnapshot};
 use crate::report::Phase;
 use crate::restart::RestartDecision;
 use crate::spec::{InstanceSpec, RunState, Secret};
@@ -87,6 +88,8 @@ pub struct DesiredInstance {
     pub generation: Generation,
     /// Where on the host it lives.
     pub network: InstanceNetwork,
+    /// Which of its data directories is in use.
+    pub data: DataGeneration,
     /// What should become of it.
     pub target: Target,
 }
@@ -114,6 +117,8 @@ pub enum Wait {
     /// The rules of its network policy: nothing is started before they are in force. Whoever puts them
     /// in force wakes the instance's loop.
     Firewall,
+    /// A snapshot of the data as it lies there. Whoever takes it wakes the instance's loop.
+    Snapshot,
     /// The gateway drains or answers badly; it is restarted if that lasts.
     Answer {
         /// When it counts as hung.
@@ -145,7 +150,7 @@ impl Plan {
     #[must_use]
     pub const fn wake_at(&self) -> Option<Timestamp> {
         match self.wait {
-            Wait::Nothing | Wait::Firewall => None,
+            Wait::Nothing | Wait::Firewall | Wait::Snapshot => None,
             Wait::Gate { deadline: at }
             | Wait::MinHealthy { until: at }
             | Wait::Until { at }
@@ -173,6 +178,7 @@ impl std::fmt::Display for Plan {
         match &self.wait {
             Wait::Nothing => write!(f, "= {}", self.phase)?,
             Wait::Firewall => write!(f, "= {}, until the firewall is ready", self.phase)?,
+            Wait::Snapshot => write!(f, "= {}, until the snapshot is taken", self.phase)?,
             Wait::Gate { deadline } => write!(f, "= {}, gate until {deadline}", self.phase)?,
             Wait::MinHealthy { until } => write!(f, "= {}, healthy until {until}", self.phase)?,
             Wait::Until { at } => write!(f, "= {}, until {at}", self.phase)?,
@@ -194,6 +200,7 @@ pub fn plan(desired: &DesiredInstance, observed: &ObservedInstance, now: Timesta
             let wanted = Wanted { desired, spec, delivery };
             match spec.run {
                 RunState::Stopped => wanted.stopped(observed),
+                RunState::Paused => wanted.paused(observed),
                 RunState::Running => wanted.running(observed, now),
             }
         }
@@ -211,7 +218,13 @@ fn remove(desired: &DesiredInstance, observed: &ObservedInstance) -> Plan {
                 reason: StopReason::Removal,
             }]);
         }
+        if is_up(container) && observed.data_present {
+            return Plan::steps(Phase::Removing, stages);
+        }
         stages.push(vec![Step::RemoveContainer { id: container.id.clone() }]);
+    }
+    if observed.data_present && observed.at_rest == RestSnapshot::Missing {
+        return Plan::waiting(Phase::Removing, Wait::Snapshot, "taking the final snapshot");
     }
     let network = observed.network.as_ref().map(|n| Step::RemoveNetwork { id: n.id.clone() });
     stages.push(vec![Step::UnpublishProxy, Step::RemoveSecrets]);
@@ -257,6 +270,25 @@ impl Wanted<'_> {
                 }]],
             ),
             _ => Plan::waiting(Phase::Stopped, Wait::Nothing, ""),
+        }
+    }
+
+    /// Down, and its data is held by a snapshot. One that fails keeps it down all the same.
+    fn paused(&self, observed: &ObservedInstance) -> Plan {
+        let plan = self.stopped(observed);
+        if plan.phase != Phase::Stopped || !observed.data_present {
+            return plan;
+        }
+        match observed.at_rest {
+            RestSnapshot::Held => Plan { phase: Phase::Paused, ..plan },
+            RestSnapshot::GivenUp => {
+                Plan { message: "paused without a snapshot: it failed".to_owned(), ..plan }
+            }
+            RestSnapshot::Missing => Plan::waiting(
+                Phase::Applying,
+                Wait::Snapshot,
+                "taking the snapshot of the pause",
+            ),
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
+use crate::cutover::{Deployment, RefusedTarget};
 use crate::firewall::{Port, Protocol};
 use crate::name::{HostName, InstanceName};
 use crate::observed::Exit;
@@ -31,6 +32,8 @@ pub enum Phase {
     CrashLoop,
     /// Down, as wanted.
     Stopped,
+    /// Down, as wanted, and a snapshot of its data is held.
+    Paused,
     /// A step failed; it is tried again.
     Failed,
     /// Being removed.
@@ -41,7 +44,7 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase with its name in the API.
-    pub const ALL: [(Self, &'static str); 12] = [
+    pub const ALL: [(Self, &'static str); 13] = [
         (Self::Pending, "pending"),
         (Self::Pulling, "pulling"),
         (Self::Applying, "applying"),
@@ -51,6 +54,7 @@ impl Phase {
         (Self::BackingOff, "backing_off"),
         (Self::CrashLoop, "crash_loop"),
         (Self::Stopped, "stopped"),
+        (Self::Paused, "paused"),
         (Self::Failed, "failed"),
         (Self::Removing, "removing"),
         (Self::Removed, "removed"),
@@ -95,6 +99,40 @@ pub struct InstanceReport {
     pub usage: Option<Usage>,
     /// What the firewall has refused it.
     pub blocked: BlockedTraffic,
+    /// The long operation under way.
+    pub operation: Option<OperationReport>,
+    /// The image and data that passed the gate last; what a failure leads back to.
+    pub active: Option<Deployment>,
+    /// The image or restore that was tried, failed, and is not tried again by itself.
+    pub refused: Option<RefusedTarget>,
+    /// How its snapshots stand, in short.
+    pub backup: BackupSummary,
+}
+
+/// A long operation on an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OperationReport {
+    /// What it is: "update", "restore", "snapshot", "verify", "drill", "prune".
+    pub kind: &'static str,
+    /// What it is doing, such as "copying the data".
+    pub stage: String,
+    /// How much of the stage is done, in thousandths; none while nobody can know.
+    pub permille: Option<u32>,
+    /// Since when it has been under way.
+    pub since: Timestamp,
+}
+
+/// How the snapshots of an instance stand, in short; all of it is in [`crate::backup::BackupReport`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BackupSummary {
+    /// When the newest sound snapshot was begun.
+    pub last_at: Option<Timestamp>,
+    /// How many there are.
+    pub count: u32,
+    /// The next one is late.
+    pub overdue: bool,
+    /// Why the last job failed; empty when it did not.
+    pub problem: String,
 }
 
 /// Traffic that the firewall has refused to an instance since it was created, and what it asked its name

@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
+use crate::backup::BackupPolicy;
 use crate::firewall::NetworkPolicy;
-use crate::name::{DomainName, EnvName, ImageRef, Origin, StatePath};
+use crate::name::{DomainName, EnvName, ImageRef, Origin, SnapshotName, StatePath};
 use crate::unit::{CpuMillis, Memory, PidsLimit};
 
 /// The port a gateway listens on (OpenClaw's default).
@@ -40,6 +41,52 @@ pub enum RunState {
     Running,
     /// Down, with data, network and configuration kept.
     Stopped,
+    /// As stopped, and a snapshot of the data as it lies there is held.
+    Paused,
+}
+
+/// Whether a new image is first tried on a copy of the data, cut off from every network, while the old one
+/// serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Rehearsal {
+    /// Where memory and disk allow; it is said when they do not.
+    #[default]
+    Auto,
+    /// Always: without the room for it the update is refused.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// How a new image comes into force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct UpdatePolicy {
+    /// Whether it is rehearsed.
+    pub rehearsal: Rehearsal,
+    /// How long the replaced data is kept beside the new after the update was confirmed.
+    pub keep_replaced: Duration,
+}
+
+impl UpdatePolicy {
+    /// The longest that replaced data may be kept: a month.
+    pub const MOST_KEEP: Duration = Duration::from_secs(31 * 24 * 3600);
+}
+
+impl Default for UpdatePolicy {
+    /// Rehearsed where there is room; an hour to find out that the new one is no good. Its snapshot is held
+    /// much longer.
+    fn default() -> Self {
+        Self { rehearsal: Rehearsal::Auto, keep_replaced: Duration::from_secs(3600) }
+    }
+}
+
+/// Data of an earlier time shall come back, together with the rest of the spec, as one change.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RestoreOrder {
+    /// Counts such orders of this instance; a rise is carried out once.
+    pub number: u64,
+    /// From which snapshot.
+    pub snapshot: SnapshotName,
 }
 
 /// A text that must never be shown: `Debug` and `Display` print its length only.
@@ -131,9 +178,21 @@ pub struct InstanceSpec {
     pub health: HealthPolicy,
     /// Time from SIGTERM to SIGKILL.
     pub stop_grace: Duration,
+    /// When snapshots are taken and which are kept.
+    pub backup: BackupPolicy,
+    /// How a new image comes into force.
+    pub update: UpdatePolicy,
+    /// The data that shall come back, if any ever shall.
+    pub restore: Option<RestoreOrder>,
 }
 
 impl InstanceSpec {
+    /// The number of the restore that was ordered last; 0 when none ever was.
+    #[must_use]
+    pub fn restore_number(&self) -> u64 {
+        self.restore.as_ref().map_or(0, |order| order.number)
+    }
+
     /// The gateway's token, if the secrets have one.
     #[must_use]
     pub fn gateway_token(&self) -> Option<&Secret> {

@@ -7,12 +7,15 @@
 //!
 //! The agent runs on one thread, so futures need not be `Send`.
 
+mod data;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use claw_core::address::InstanceNetwork;
+use claw_core::data::DataGeneration;
 use claw_core::firewall::{Cidr, DnsPolicy, Flow, RuleCounter, Ruleset, SetEntry, Surroundings};
 use claw_core::name::{ImageRef, InstanceName, StatePath};
 use claw_core::observed::{ObservedContainer, ObservedNetwork};
@@ -23,6 +26,12 @@ use claw_core::stamp::Digest;
 use claw_core::time::Timestamp;
 use claw_core::unit::{CpuMillis, PidsLimit};
 use tokio::sync::mpsc;
+
+pub use data::{
+    Copied, JobProgress, Measure, Quiesce, RepositoryKeys, SnapshotList, SnapshotOrder, Snapshots,
+    SnapshotsError, Trial, TrialState, Trials, Verification, VerifyDepth, VolumeError, Volumes,
+    Writers,
+};
 
 /// Why the container runtime did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +144,8 @@ pub enum RuntimeChange<'a> {
     CreateContainer(&'a ContainerPlan, &'a Mounts),
     /// Start the instance's container (found by name and our label); running is success.
     Start,
+    /// Freeze; frozen is success.
+    Pause(&'a str),
     /// Thaw; running is success.
     Unpause(&'a str),
     /// SIGTERM, SIGKILL after the grace; stopped or gone is success.
@@ -171,11 +182,12 @@ pub struct FilesError {
 /// its own; nothing follows a symbolic link that a container may have planted.
 pub trait Files {
     /// Where an instance's data and secrets are (or will be).
-    fn mounts(&self, instance: &InstanceName) -> Mounts;
+    fn mounts(&self, instance: &InstanceName, data: DataGeneration) -> Mounts;
     /// Whether the data directory exists as it should, and digest of the secrets file.
     fn view(
         &self,
         instance: &InstanceName,
+        data: DataGeneration,
         delivered: &BTreeSet<StatePath>,
     ) -> impl Future<Output = Result<FilesView, FilesError>>;
     /// Makes the data directory (0700, uid 1000) if needed and writes the files (0600, uid 1000),
@@ -183,6 +195,7 @@ pub trait Files {
     fn deliver(
         &self,
         instance: &InstanceName,
+        data: DataGeneration,
         files: &BTreeMap<StatePath, String>,
     ) -> impl Future<Output = Result<(), FilesError>>;
     /// Writes the secrets file on tmpfs (0400, uid 1000), atomically.
@@ -196,7 +209,8 @@ pub trait Files {
         &self,
         instance: &InstanceName,
     ) -> impl Future<Output = Result<(), FilesError>>;
-    /// Moves the data directory to `removed/<instance>.<time>`; gone is success.
+    /// Moves every data directory and the repository of snapshots to `removed/<instance>.<time>`; gone is
+    /// success.
     fn set_aside(
         &self,
         instance: &InstanceName,
@@ -278,6 +292,11 @@ pub enum GatewayAnswer {
 pub trait Gateway {
     /// Looks once at `/startupz` directly, then through the proxy, then at `/readyz`; at most 5 s.
     fn look(&self, host: &VirtualHost) -> impl Future<Output = GatewayAnswer>;
+    /// As [`Self::look`], at a gateway that no reverse proxy serves.
+    fn look_directly(
+        &self,
+        gateway: std::net::SocketAddr,
+    ) -> impl Future<Output = GatewayAnswer>;
 }
 
 /// The host itself (sysinfo, /proc, cgroups).

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::data::DataGeneration;
 use crate::name::{ImageRef, InstanceName};
 use crate::plan::DesiredInstance;
 use crate::spec::{InstanceSpec, Resources};
@@ -53,6 +54,8 @@ pub struct ContainerPlan {
     pub address: IpAddr,
     /// Where it resolves names: the bridge.
     pub dns: IpAddr,
+    /// Which of the instance's data directories is mounted.
+    pub data: DataGeneration,
     /// Where the state directory is mounted in the container.
     pub state_dir: &'static str,
     /// Docker's own stop timeout.
@@ -73,6 +76,7 @@ impl ContainerPlan {
             network: network_name(&desired.name),
             address: desired.network.container(),
             dns: desired.network.gateway(),
+            data: desired.data,
             state_dir: STATE_DIR,
             stop_grace: spec.stop_grace,
         }
@@ -84,8 +88,9 @@ impl ContainerPlan {
 #[must_use]
 pub fn container_digest(desired: &DesiredInstance, spec: &InstanceSpec) -> Digest {
     let mut text = format!(
-        "v1\nimage {}\nmemory {}\nrebuilds {}\nnetwork {} {}\ngrace {}\n",
+        "v2\nimage {}\ndata {}\nmemory {}\nrebuilds {}\nnetwork {} {}\ngrace {}\n",
         spec.image,
+        desired.data,
         spec.resources.memory.bytes(),
         spec.rebuilds,
         desired.network.subnet(),

@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::address::InstanceNetwork;
+use crate::data::DataGeneration;
 use crate::name::{ImageRef, StatePath};
 use crate::plan::{ContainerPlan, VirtualHost};
 use crate::spec::Secret;
@@ -22,6 +23,8 @@ pub enum StopReason {
     Replacement,
     /// The instance is being deleted.
     Removal,
+    /// The version that was tried failed; the one before comes back.
+    Revert,
     /// It did not become healthy in time; counts as a failure.
     StartupDeadline,
     /// It stopped answering; counts as a failure.
@@ -43,6 +46,7 @@ impl fmt::Display for StopReason {
             Self::Restart => "restart",
             Self::Replacement => "replacement",
             Self::Removal => "removal",
+            Self::Revert => "revert",
             Self::StartupDeadline => "startup deadline",
             Self::Hung => "hung",
         })
@@ -123,6 +127,23 @@ pub enum Step {
         /// New processes limit.
         pids: PidsLimit,
     },
+    /// Make one data directory hold exactly what another does; what is the same already is left alone.
+    CopyData {
+        /// Of which nobody writes.
+        from: DataGeneration,
+        /// Of which nobody reads.
+        into: DataGeneration,
+    },
+    /// Let an image migrate the state in a data directory, once, in a container without a network.
+    MigrateData {
+        /// Everything about the container but what it runs.
+        container: Box<ContainerPlan>,
+    },
+    /// Delete a data directory that is not in use.
+    DropData {
+        /// Which.
+        data: DataGeneration,
+    },
     /// Make the reverse proxy serve the instance.
     PublishProxy {
         /// How.
@@ -153,6 +174,9 @@ impl Step {
             Self::StopContainer { .. } => "stop-container",
             Self::RemoveContainer { .. } => "remove-container",
             Self::UpdateLimits { .. } => "update-limits",
+            Self::CopyData { .. } => "copy-data",
+            Self::MigrateData { .. } => "migrate-data",
+            Self::DropData { .. } => "drop-data",
             Self::PublishProxy { .. } => "publish-proxy",
             Self::UnpublishProxy => "unpublish-proxy",
             Self::SetDataAside => "set-data-aside",
@@ -192,6 +216,11 @@ impl fmt::Display for Step {
             Self::UpdateLimits { id, cpu, pids } => {
                 write!(f, " {} cpu={cpu} pids={pids}", short(id))
             }
+            Self::CopyData { from, into } => write!(f, " {from} -> {into}"),
+            Self::MigrateData { container } => {
+                write!(f, " {} image={}", container.data, container.image)
+            }
+            Self::DropData { data } => write!(f, " {data}"),
             Self::PublishProxy { host } => {
                 write!(f, " {} -> {}", host.hostnames.join(","), host.upstream)
             }

@@ -37,6 +37,9 @@ fn spec() -> InstanceSpec {
         network: crate::firewall::NetworkPolicy::default(),
         health: HealthPolicy::default(),
         stop_grace: Duration::from_secs(330),
+        backup: crate::backup::BackupPolicy::default(),
+        update: crate::spec::UpdatePolicy::default(),
+        restore: None,
     }
 }
 
@@ -50,6 +53,7 @@ fn present(spec: InstanceSpec) -> DesiredInstance {
         name: InstanceName::parse("demo").expect("valid"),
         generation: Generation(7),
         network: AddressPool::STANDARD.network(Slot::new(0).expect("below the limit")),
+        data: DataGeneration::FIRST,
         target: Target::Present { spec: Box::new(spec), delivery: Box::new(delivery()) },
     }
 }
@@ -91,6 +95,7 @@ fn settled(spec: &InstanceSpec, state: ContainerState) -> ObservedInstance {
         files: Some(delivery().files_digest()),
         proxy_current: true,
         firewalled: true,
+        at_rest: RestSnapshot::Missing,
         health: Health {
             healthy_since: Some(Timestamp::from_millis(NOW.millis() - 60_000)),
             last_answer: Some(NOW),
@@ -317,12 +322,41 @@ fn stopped_means_stopped() {
 }
 
 #[test]
+fn a_paused_instance_is_down_and_held_by_a_snapshot() {
+    let paused = present(InstanceSpec { run: RunState::Paused, ..spec() });
+    check(
+        &paused,
+        &settled(&spec(), up(90)),
+        "stop-container 0123456789ab grace=330s reason=wanted\n= applying",
+    );
+    let exit = Exit { code: 0, oom: false, at: NOW };
+    let mut down = settled(&spec(), ContainerState::Exited(exit));
+    check(
+        &paused,
+        &down,
+        "= applying, until the snapshot is taken: taking the snapshot of the pause",
+    );
+    down.at_rest = RestSnapshot::Held;
+    check(&paused, &down, "= paused");
+    down.at_rest = RestSnapshot::GivenUp;
+    check(&paused, &down, "= stopped: paused without a snapshot: it failed");
+}
+
+#[test]
 fn removal_keeps_the_data() {
     check(
         &removed(),
         &settled(&spec(), up(90)),
-        "stop-container 0123456789ab grace=30s reason=removal
-remove-container 0123456789ab
+        "stop-container 0123456789ab grace=30s reason=removal\n= removing",
+    );
+    let exit = Exit { code: 0, oom: false, at: NOW };
+    let mut down = settled(&spec(), ContainerState::Exited(exit));
+    check(&removed(), &down, "= removing, until the snapshot is taken: taking the final snapshot");
+    down.at_rest = RestSnapshot::Held;
+    check(
+        &removed(),
+        &down,
+        "remove-container 0123456789ab
 unpublish-proxy | remove-secrets
 remove-network net0
 set-data-aside
@@ -425,6 +459,9 @@ fn apply(observed: &mut ObservedInstance, desired: &DesiredInstance, step: &Step
             observed.data_present = false;
             observed.files = None;
         }
+        Step::CopyData { .. } | Step::MigrateData { .. } | Step::DropData { .. } => {
+            panic!("only a change of version copies, migrates or drops data: {step}")
+        }
         Step::Forget => {
             assert!(matches!(desired.target, Target::Removed));
             observed.record = crate::observed::Record::default();
@@ -492,6 +529,7 @@ fn any_target() -> impl Strategy<Value = DesiredInstance> {
         Just(removed()),
         Just(present(spec())),
         Just(present(InstanceSpec { run: RunState::Stopped, ..spec() })),
+        Just(present(InstanceSpec { run: RunState::Paused, ..spec() })),
         Just(present(InstanceSpec { restarts: 3, ..spec() })),
         Just(present(InstanceSpec { rebuilds: 2, ..spec() })),
         Just(present(InstanceSpec { image: ImageRef::parse("x:2").expect("valid"), ..spec() })),
@@ -510,6 +548,12 @@ fn converge(desired: &DesiredInstance, observed: &mut ObservedInstance, luck: &[
         }
         if made.wait == Wait::Firewall {
             observed.firewalled = true;
+            continue;
+        }
+        if made.wait == Wait::Snapshot {
+            let down = !observed.container.as_ref().is_some_and(is_up);
+            assert!(down, "a snapshot at rest is taken of what is down");
+            observed.at_rest = RestSnapshot::Held;
             continue;
         }
         if made.stages.is_empty() {
@@ -551,7 +595,11 @@ proptest! {
         match &desired.target {
             Target::Removed => prop_assert!(observed.container.is_none() && !observed.data_present),
             Target::Present { spec, .. } => {
-                let wanted = if spec.run == RunState::Running { Phase::Running } else { Phase::Stopped };
+                let wanted = match spec.run {
+                    RunState::Running => Phase::Running,
+                    RunState::Paused if observed.data_present => Phase::Paused,
+                    RunState::Stopped | RunState::Paused => Phase::Stopped,
+                };
                 prop_assert_eq!(last.phase, wanted);
                 let running = observed.container.as_ref().is_some_and(is_up);
                 prop_assert_eq!(running, spec.run == RunState::Running);
