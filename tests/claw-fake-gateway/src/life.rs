@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -20,6 +21,7 @@ use crate::server;
 use crate::startup::Gateway;
 use crate::status::{Phase, Status};
 use crate::switches::Switches;
+use crate::writer;
 
 /// How often the lease is renewed. Source: `heartbeatMs` in openclaw 2026.9.6.
 const HEARTBEAT: Duration = Duration::from_secs(30);
@@ -64,8 +66,10 @@ pub(crate) fn run(gateway: Gateway) -> ExitCode {
         token,
         state,
         control: switches.control,
+        build: switches.build.clone(),
         events: events.clone(),
     };
+    let writes = switches.writer.map(|pause| (site.state.dir().to_owned(), pause));
     let started = spawn("signals", &events, watch_signals)
         .and_then(|()| spawn("heartbeat", &events, beat))
         .and_then(|()| {
@@ -76,7 +80,7 @@ pub(crate) fn run(gateway: Gateway) -> ExitCode {
         log::error(&format!("starting a thread: {error}"));
         return ExitCode::FAILURE;
     }
-    let life = Life { events, status, drain: switches.drain, lease };
+    let life = Life { events, status, drain: switches.drain, lease, writes };
     life.serve(&inbox, || serve_at(address, site))
 }
 
@@ -85,6 +89,8 @@ struct Life {
     status: Arc<Status>,
     drain: Duration,
     lease: Lease,
+    /// Where a writer is to write, and how long it rests after each row.
+    writes: Option<(PathBuf, Duration)>,
 }
 
 impl Life {
@@ -104,6 +110,9 @@ impl Life {
                 Event::Ready => {
                     self.status.enter(Phase::Started);
                     log::info("gateway ready");
+                    if let Some((dir, pause)) = &self.writes {
+                        writer::start(dir, *pause);
+                    }
                 }
                 Event::Stop if self.status.phase() == Phase::Draining => {
                     log::info("received a signal during shutdown; ignoring");

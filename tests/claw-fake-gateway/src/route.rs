@@ -30,6 +30,7 @@ pub(crate) struct Site {
     pub(crate) token: String,
     pub(crate) state: State,
     pub(crate) control: bool,
+    pub(crate) build: String,
     pub(crate) events: SyncSender<Event>,
 }
 
@@ -125,6 +126,8 @@ impl Site {
                 let version = self.state.version().map(|version| version.to_string());
                 Response::text(200, version.unwrap_or_default())
             }
+            "build" => Response::text(200, &*self.build),
+            "keys" => Response::text(200, self.state.keys()),
             "write" => self.write_row(request),
             "read" => request
                 .parameter("key")

@@ -137,8 +137,11 @@ fn state(environment: &Environment) -> Result<State, Refusal> {
 
 fn state_refusal(error: StateError) -> Refusal {
     let code = match error {
-        StateError::Open { .. } | StateError::MaintenanceRequired { .. } => EX_CONFIG,
-        StateError::Newer { .. } | StateError::MigrationFailed { .. } => 1,
+        // A newer schema is maintenance as well: `startup-maintenance-required.ts` in openclaw 2026.9.6.
+        StateError::Open { .. }
+        | StateError::MaintenanceRequired { .. }
+        | StateError::Newer { .. } => EX_CONFIG,
+        StateError::MigrationFailed { .. } => 1,
     };
     Refusal { code, message: error.to_string() }
 }

@@ -25,7 +25,10 @@ pub(crate) enum StateError {
         #[source]
         source: io::Error,
     },
-    #[error("state version {found} is newer than this build understands ({supported})")]
+    #[error(
+        "gateway.maintenance_required: state version {found} is newer than this build understands \
+        ({supported})"
+    )]
     Newer { found: u32, supported: u32 },
     #[error(
         "gateway.maintenance_required: state version {found}, run doctor with version {wanted}"
@@ -121,6 +124,14 @@ impl State {
             .map(|(_, value)| value.to_owned())
     }
 
+    /// The keys of all rows in the order in which they were written, a line each.
+    pub(crate) fn keys(&self) -> String {
+        let rows = fs::read_to_string(self.rows()).unwrap_or_default();
+        let keys: Vec<&str> =
+            rows.lines().filter_map(|line| Some(line.split_once('\t')?.0)).collect();
+        keys.join("\n")
+    }
+
     fn rows(&self) -> PathBuf {
         self.dir.join("rows")
     }
@@ -156,7 +167,9 @@ mod tests {
         state.prepare(&version(19)).unwrap();
         assert_eq!(state.version(), Some(19));
         let error = state.prepare(&version(18)).unwrap_err();
-        assert_eq!(error.to_string(), "state version 19 is newer than this build understands (18)");
+        let said = "gateway.maintenance_required: state version 19 is newer than this build \
+            understands (18)";
+        assert_eq!(error.to_string(), said);
         assert_eq!(state.version(), Some(19));
     }
 
@@ -192,6 +205,7 @@ mod tests {
         assert_eq!(state.row("a").as_deref(), Some("2"));
         assert_eq!(state.row("b").as_deref(), Some("x y"));
         assert_eq!(state.row("c"), None);
+        assert_eq!(state.keys(), "a\nb\na");
         for (key, value) in [("", "x"), ("a\tb", "x"), ("a", "x\ny"), ("ä", "x")] {
             assert!(
                 matches!(state.write_row(key, value), Err(RowError::Form)),

@@ -19,6 +19,8 @@
 //! | `NEEDS_DOCTOR` | refuses older state with 78 until `doctor` has migrated it |
 //! | `MIGRATION_FAILS` | a migration changes the state, then exits with 1 |
 //! | `CONTROL` | offers the control endpoints under `/__fake/` |
+//! | `WRITER_MS` | commits to a database without end, so long after each other; see [`crate::writer`] |
+//! | `BUILD` | what `/__fake/build` answers: tells images of the same binary apart |
 
 use std::time::Duration;
 
@@ -47,6 +49,8 @@ pub(crate) struct Switches {
     pub(crate) needs_doctor: bool,
     pub(crate) migration_fails: bool,
     pub(crate) control: bool,
+    pub(crate) writer: Option<Duration>,
+    pub(crate) build: String,
 }
 
 /// A switch that cannot be understood.
@@ -87,6 +91,8 @@ impl Switches {
                 "NEEDS_DOCTOR" => switches.needs_doctor = flag()?,
                 "MIGRATION_FAILS" => switches.migration_fails = flag()?,
                 "CONTROL" => switches.control = flag()?,
+                "WRITER_MS" => switches.writer = Some(millis()?),
+                "BUILD" => value.clone_into(&mut switches.build),
                 _ => return Err(SwitchError::Unknown { name: name.to_owned() }),
             }
         }
@@ -112,6 +118,8 @@ impl Default for Switches {
             needs_doctor: false,
             migration_fails: false,
             control: false,
+            writer: None,
+            build: String::new(),
         }
     }
 }

@@ -12,11 +12,13 @@ use anyhow::{Context, Result, bail};
 
 use crate::cache::{Cache, sha256};
 use crate::process::{self, command};
-use crate::{HostOptions, Image, Lab, Suite};
+use crate::{HostOptions, Image, Lab, LabHost, Suite};
 
 const KIND: &str = "docker";
 /// Sets of images that are kept.
 const KEPT: usize = 12;
+/// Images smaller than this are loaded together: each set that is loaded costs a boot.
+const SMALL: u64 = 64 << 20;
 /// How long a dockerd may take to load an image.
 const LOADING: Duration = Duration::from_secs(900);
 
@@ -46,26 +48,21 @@ fn size(image: &Image) -> u64 {
     fs::metadata(&image.tar).map_or(0, |metadata| metadata.len())
 }
 
-/// Loads the last image on top of the set without it.
+/// Loads the small images on top of the set without them, or the last one of a set without any.
 fn load(cache: &Cache, suite: Suite, images: &[Image], target: &Path) -> Result<()> {
-    let Some((image, before)) = images.split_last() else { return Ok(()) };
+    let large = images.iter().filter(|image| size(image) >= SMALL).count();
+    let at = if large == images.len() { large.saturating_sub(1) } else { large };
+    let Some((before, added)) = images.split_at_checked(at) else { return Ok(()) };
     let lab = Lab::start("loader", cache)?;
     let mut options = HostOptions::named("loader").with_suite(suite);
     options.images = before.to_vec();
     let host = lab.boot(options)?;
-    cache.progress().begin(&format!("load {} into Docker", image.reference));
+    let names: Vec<&str> = added.iter().map(|image| image.reference.as_str()).collect();
+    cache.progress().begin(&format!("load {} into Docker", names.join(", ")));
     let loaded = (|| {
         host.wait_until_active("docker.service", Duration::from_secs(60))?;
-        let tar = fs::File::open(&image.tar)
-            .with_context(|| format!("cannot open {}", image.tar.display()))?;
-        let output = host.exec_from(&["docker", "load"], tar.into(), LOADING)?;
-        if !output.success() {
-            bail!("docker load failed: {}", output.stderr);
-        }
-        let id =
-            host.exec_ok(&["docker", "image", "inspect", "-f", "{{.Id}}", &image.reference])?;
-        if id != image.id {
-            bail!("Docker calls {} {id} instead of {}", image.reference, image.id);
+        for image in added {
+            host.load_image(image)?;
         }
         let driver = host.exec_ok(&["docker", "info", "-f", "{{.Driver}}"])?;
         if driver != "overlay2" {
@@ -77,6 +74,27 @@ fn load(cache: &Cache, suite: Suite, images: &[Image], target: &Path) -> Result<
     })();
     cache.progress().end();
     loaded
+}
+
+impl LabHost {
+    /// Loads an image into its Docker, as somebody would who has no registry.
+    ///
+    /// # Errors
+    /// When Docker refuses it, or has it under another id.
+    pub fn load_image(&self, image: &Image) -> Result<()> {
+        let tar = fs::File::open(&image.tar)
+            .with_context(|| format!("cannot open {}", image.tar.display()))?;
+        let output = self.exec_from(&["docker", "load"], tar.into(), LOADING)?;
+        if !output.success() {
+            bail!("docker load failed: {}", output.stderr);
+        }
+        let id =
+            self.exec_ok(&["docker", "image", "inspect", "-f", "{{.Id}}", &image.reference])?;
+        if id != image.id {
+            bail!("Docker calls {} {id} instead of {}", image.reference, image.id);
+        }
+        Ok(())
+    }
 }
 
 /// Copies a data directory: layers by hard links, the rest truly.

@@ -8,6 +8,7 @@ mod npm;
 mod registry;
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -22,7 +23,7 @@ pub const OPENCLAW_VERSION: &str = "2026.9.6";
 
 const KIND: &str = "images";
 /// Images that are kept; those of the fake gateway change with every build of it.
-const KEPT: usize = 24;
+const KEPT: usize = 48;
 
 /// An image as a file that `docker load` takes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,14 +37,30 @@ pub struct Image {
 }
 
 /// The image of the fake gateway, `claw/fake-gateway:TAG`: from scratch, one static binary at
-/// `/claw-fake-gateway` as its entry point, user 1000:1000. `tag` tells versions apart: images of the
+/// `/claw-fake-gateway` as its entry point, called `openclaw` too, user 1000:1000. `tag` tells versions apart: images of the
 /// same binary with different tags have different ids.
 ///
 /// # Errors
 /// When the binary cannot be read or is not static.
 pub fn fake_gateway(cache: &Cache, binary: &Path, tag: &str) -> Result<Image> {
+    fake_gateway_with(cache, binary, tag, &[])
+}
+
+/// Like [`fake_gateway`], with switches (see its `switches.rs`) built in as variables `CLAW_FAKE_*`: an
+/// image that crashes, for example. Those of a container win over them.
+///
+/// # Errors
+/// As [`fake_gateway`].
+pub fn fake_gateway_with(
+    cache: &Cache,
+    binary: &Path,
+    tag: &str,
+    switches: &[(&str, &str)],
+) -> Result<Image> {
     let reference = format!("claw/fake-gateway:{tag}");
-    let recipe = format!("3 {reference} {}", sha256_of(binary)?);
+    let mut env = vec!["PATH=/usr/local/bin:/".to_owned(), "HOME=/home/node".to_owned()];
+    env.extend(switches.iter().map(|(name, value)| format!("CLAW_FAKE_{name}={value}")));
+    let recipe = format!("4 {reference} {} {}", sha256_of(binary)?, env.join(" "));
     let digest = sha256(recipe.as_bytes())?;
     let key = format!("fake-gateway-{}", digest.get(..16).unwrap_or(&digest));
     let entry = cache.entry(KIND, &key, |partial| {
@@ -51,7 +68,7 @@ pub fn fake_gateway(cache: &Cache, binary: &Path, tag: &str) -> Result<Image> {
         let layer = fake_gateway_layer(binary, partial)?;
         let config = json!({
             "User": "1000:1000",
-            "Env": ["PATH=/", "HOME=/home/node"],
+            "Env": env,
             "Entrypoint": ["/claw-fake-gateway"],
             // As the real image: an agent gives no command of its own.
             "Cmd": ["gateway", "--allow-unconfigured", "--bind", "lan", "--port", "18789"],
@@ -85,14 +102,16 @@ pub fn openclaw(cache: &Cache) -> Result<Image> {
 /// The one layer: the binary, and the directories that a gateway's mounts go to.
 fn fake_gateway_layer(binary: &Path, dir: &Path) -> Result<PathBuf> {
     let stage = dir.join("stage");
-    for path in ["etc", "tmp", "home/node/.openclaw"] {
+    for path in ["etc", "tmp", "usr/local/bin", "home/node/.openclaw"] {
         fs::create_dir_all(stage.join(path))?;
     }
     fs::copy(binary, stage.join("claw-fake-gateway")).context("cannot copy the binary")?;
+    symlink("/claw-fake-gateway", stage.join("usr/local/bin/openclaw"))?;
     fs::write(stage.join("etc/passwd"), "node:x:1000:1000::/home/node:/\n")?;
     fs::write(stage.join("etc/group"), "node:x:1000:\n")?;
     let layer = dir.join("layer.tar");
-    archive::pack(&layer, &stage, 0, &["--mode=u=rwX,go=rX", "claw-fake-gateway", "etc"])?;
+    let members = ["--mode=u=rwX,go=rX", "claw-fake-gateway", "etc", "usr"];
+    archive::pack(&layer, &stage, 0, &members)?;
     archive::append(&layer, &stage, 0, &["--mode=1777", "tmp"])?;
     archive::append(&layer, &stage, 1000, &["--mode=700", "home/node"])?;
     fs::remove_dir_all(stage)?;

@@ -1,10 +1,11 @@
 //! Starting, stopping, crashing; configuration, lease and state.
 
 use std::fs;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::gateway::{Home, body, get};
+use crate::gateway::{Home, PATIENCE, body, get};
 
 #[track_caller]
 fn refuses(home: &Home, switches: &[(&str, &str)], code: i32, message: &str) {
@@ -156,7 +157,7 @@ fn state_migrates_forward_and_never_back() {
     };
     assert_eq!(run("18"), "18");
     assert_eq!(run("19"), "19");
-    refuses(&home, &[("STATE_VERSION", "18")], 1, "newer than this build understands");
+    refuses(&home, &[("STATE_VERSION", "18")], 78, "newer than this build understands");
 }
 
 #[test]
@@ -177,7 +178,7 @@ fn a_migration_can_fail_after_it_touched_the_state() {
     assert_eq!(home.start(&[("CRASH_BEFORE_READY", "1")]).exit(), 1);
     let failing = &[("STATE_VERSION", "19"), ("MIGRATION_FAILS", "1")];
     refuses(&home, failing, 1, "failed half way");
-    refuses(&home, &[("STATE_VERSION", "18")], 1, "newer than this build understands");
+    refuses(&home, &[("STATE_VERSION", "18")], 78, "newer than this build understands");
 }
 
 #[test]
@@ -193,6 +194,47 @@ fn rows_survive_a_kill() {
     assert_eq!(body(address, "/__fake/read?key=order"), "no 1");
     assert!(get(address, "/__fake/read?key=nothing").starts_with("HTTP/1.1 404 "));
     assert!(get(address, "/__fake/write?key=&value=x").starts_with("HTTP/1.1 400 "));
+}
+
+#[test]
+fn what_the_writer_acknowledged_is_in_the_database_after_a_kill() {
+    let home = Home::configured();
+    let [acked, database] =
+        ["acked", "openclaw.sqlite"].map(|name| home.path().join("state").join(name));
+    let mut rows = 0;
+    for _ in 0..2 {
+        let mut gateway = home.start(&[("WRITER_MS", "0")]);
+        gateway.ready();
+        let lines = || fs::read_to_string(&acked).unwrap_or_default().lines().count();
+        let wrote = (0..PATIENCE.as_millis()).any(|_| {
+            lines() >= rows + 20 || {
+                std::thread::sleep(Duration::from_millis(1));
+                false
+            }
+        });
+        assert!(wrote, "{} rows after {rows}: {}", lines(), gateway.log());
+        gateway.signal(Signal::SIGKILL);
+        gateway.exit();
+        rows = lines();
+    }
+    let text = fs::read_to_string(&acked).unwrap();
+    let acked: Vec<i64> = text.lines().map(|line| line.parse().unwrap()).collect();
+    let database = rusqlite::Connection::open(database).unwrap();
+    for id in acked {
+        let found = database.query_row("SELECT 1 FROM row WHERE id = ?1", [id], |_| Ok(()));
+        assert_eq!(found, Ok(()), "row {id} was acknowledged");
+    }
+}
+
+#[test]
+fn a_build_says_which_it_is_and_which_rows_it_has() {
+    let home = Home::configured();
+    let mut gateway = home.start(&[("CONTROL", "1"), ("BUILD", "v2")]);
+    let address = gateway.ready();
+    assert_eq!(body(address, "/__fake/build"), "v2");
+    assert_eq!(body(address, "/__fake/write?key=a&value=1"), "ok");
+    assert_eq!(body(address, "/__fake/write?key=b&value=2"), "ok");
+    assert_eq!(body(address, "/__fake/keys"), "a\nb");
 }
 
 #[test]
