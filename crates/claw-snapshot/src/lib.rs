@@ -65,7 +65,9 @@ pub use source::frozen::{FreezeError, Frozen};
 pub use source::ledger::{Listing, SourceFault, SourceFaultReason};
 pub use source::{DATA, META, Source, Stillness};
 pub use storage::{
-    Access, DirectoryStorage, FileKind, OpenDirectoryError, Storage, StorageAction, StorageError,
+    Access, DEBIAN_CA_FILE, DirectoryStorage, FileKind, OpenDirectoryError, S3Addressing, S3Fault,
+    S3Patience, S3Secret, S3Settings, S3SettingsError, S3Storage, Storage, StorageAction,
+    StorageError,
 };
 pub use tree::BlobError;
 pub use verify::{Affected, Damage, Extent, Rotation, Verified, VerifyError};

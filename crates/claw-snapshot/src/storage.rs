@@ -1,12 +1,13 @@
-//! Where a repository's files lie: the port, and the adapter for a local directory.
+//! Where a repository's files lie: the port, and its adapters, a local directory and S3.
 //!
 //! A storage knows names and bytes, nothing of what they mean. What every implementation must
 //! keep: a written file is durable and complete or absent, and a listing that could not be read is
 //! an error, never an empty one (a prune that sees no snapshots would delete everything).
 //!
-//! Where to start: [`Storage`], [`DirectoryStorage`].
+//! Where to start: [`Storage`], [`DirectoryStorage`], [`S3Storage`].
 
 mod directory;
+mod s3;
 
 use std::fmt;
 use std::io;
@@ -16,7 +17,20 @@ use bytes::Bytes;
 
 use crate::id::FileId;
 
-pub use directory::{Access, DirectoryStorage, OpenDirectoryError};
+pub use directory::{DirectoryStorage, OpenDirectoryError};
+pub use s3::{
+    DEBIAN_CA_FILE, S3Addressing, S3Fault, S3Patience, S3Secret, S3Settings, S3SettingsError,
+    S3Storage,
+};
+
+/// What an opened repository may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reading; several processes at once.
+    Shared,
+    /// Reading and writing; one process, and nobody reads meanwhile.
+    Exclusive,
+}
 
 /// The kinds of files that a repository has; the names are those of restic's layout
 /// (<https://restic.readthedocs.io/en/stable/100_references.html>).
@@ -145,11 +159,18 @@ impl StorageError {
         )
     }
 
+    /// What was wrong, when the storage is one behind a network.
+    #[must_use]
+    pub fn s3_fault(&self) -> Option<&S3Fault> {
+        self.source.get_ref()?.downcast_ref()
+    }
+
     /// A copy whose source is the kind and text of the original, for a second holder.
     pub(crate) fn duplicate(&self) -> Self {
-        let source = match self.source.raw_os_error() {
-            Some(code) => io::Error::from_raw_os_error(code),
-            None => io::Error::new(self.source.kind(), self.source.to_string()),
+        let source = match (self.source.raw_os_error(), self.s3_fault()) {
+            (Some(code), _) => io::Error::from_raw_os_error(code),
+            (None, Some(fault)) => io::Error::new(self.source.kind(), fault.clone()),
+            (None, None) => io::Error::new(self.source.kind(), self.source.to_string()),
         };
         Self { action: self.action, kind: self.kind, name: self.name.clone(), source }
     }
@@ -177,4 +198,10 @@ impl fmt::Display for StorageAction {
             Self::Remove => "removing",
         })
     }
+}
+
+/// Restic spreads packs over 256 directories named by the first byte.
+fn pack_directory(id: FileId) -> String {
+    let [first, ..] = id.as_bytes();
+    format!("{first:02x}")
 }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use super::{FileKind, Storage, StorageAction, StorageError};
+use super::{Access, FileKind, Storage, StorageAction, StorageError, pack_directory};
 use crate::id::FileId;
 
 const PARTIAL: &str = "partial";
@@ -30,15 +30,6 @@ pub struct DirectoryStorage {
     next: AtomicU64,
     /// Held, never read.
     _lock: File,
-}
-
-/// What an opened repository may be used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Reading; several processes at once.
-    Shared,
-    /// Reading and writing; one process, and nobody reads meanwhile.
-    Exclusive,
 }
 
 /// The directory could not be opened as a storage.
@@ -260,12 +251,6 @@ impl Storage for DirectoryStorage {
             source,
         })
     }
-}
-
-/// Restic spreads packs over 256 directories named by the first byte.
-fn pack_directory(id: FileId) -> String {
-    let [first, ..] = id.as_bytes();
-    format!("{first:02x}")
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {
