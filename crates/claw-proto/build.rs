@@ -5,7 +5,12 @@ use std::path::PathBuf;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
     println!("cargo::rerun-if-changed={}", root.display());
-    let files = ["claw/node/v1/node.proto", "claw/fleet/v1/fleet.proto"];
+    let files = [
+        "claw/node/v1/node.proto",
+        "claw/fleet/v1/fleet.proto",
+        "claw/fleet/v1/instance.proto",
+        "claw/fleet/v1/snapshot.proto",
+    ];
     let descriptors = protox::compile(files, [&root])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     let encoded = prost_encode(&descriptors);
@@ -19,8 +24,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "claw.node.v1.EnrolRequest",
             "claw.node.v1.DesiredState",
             "claw.node.v1.InstanceAssignment",
+            "claw.node.v1.RepositoryEscrow",
             "claw.fleet.v1.InstanceSpec",
             "claw.fleet.v1.FetchGatewayTokenResponse",
+            "claw.fleet.v1.FetchRecoveryPasswordResponse",
             "claw.fleet.v1.CreateJoinTokenResponse",
         ])
         .compile_fds(descriptors)?;

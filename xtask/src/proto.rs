@@ -12,7 +12,14 @@ use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorProto};
 
 use crate::cargo::root;
 
-const FILES: [&str; 2] = ["claw/node/v1/node.proto", "claw/fleet/v1/fleet.proto"];
+const FILES: [&str; 6] = [
+    "claw/node/v1/node.proto",
+    "claw/node/v1/firewall.proto",
+    "claw/node/v1/backup.proto",
+    "claw/fleet/v1/fleet.proto",
+    "claw/fleet/v1/instance.proto",
+    "claw/fleet/v1/snapshot.proto",
+];
 
 /// Every rpc's comment must say who may call it; one of these words does.
 const CALLERS: [&str; 2] = ["Who may call", "Roles:"];

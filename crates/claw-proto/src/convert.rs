@@ -1,6 +1,7 @@
 //! Conversions between wire and core. Decoding names every wrong field; encoding cannot fail.
 
 mod api_spec;
+pub mod backup;
 pub mod firewall;
 pub mod mask;
 pub mod name;

@@ -32,6 +32,12 @@ impl fmt::Debug for node::v1::InstanceAssignment {
     }
 }
 
+impl fmt::Debug for node::v1::RepositoryEscrow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RepositoryEscrow").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for fleet::v1::InstanceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InstanceSpec")
@@ -45,6 +51,12 @@ impl fmt::Debug for fleet::v1::InstanceSpec {
 impl fmt::Debug for fleet::v1::FetchGatewayTokenResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FetchGatewayTokenResponse").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for fleet::v1::FetchRecoveryPasswordResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FetchRecoveryPasswordResponse").finish_non_exhaustive()
     }
 }
 
@@ -78,7 +90,16 @@ mod tests {
         let fetched = fleet::v1::FetchGatewayTokenResponse { token: SECRET.to_owned() };
         let made =
             fleet::v1::CreateJoinTokenResponse { token: SECRET.to_owned(), join_token: None };
-        let shown = format!("{instance:?}{state:?}{desired:?}{enrol:?}{fetched:?}{made:?}");
+        let recovery =
+            fleet::v1::FetchRecoveryPasswordResponse { recovery_password: SECRET.to_owned() };
+        let escrow = node::v1::RepositoryEscrow {
+            instance: "demo".to_owned(),
+            secret: SECRET.to_owned(),
+            recovery: SECRET.to_owned(),
+        };
+        let shown = format!(
+            "{instance:?}{state:?}{desired:?}{enrol:?}{fetched:?}{made:?}{recovery:?}{escrow:?}"
+        );
         assert!(!shown.contains(SECRET), "{shown}");
         assert!(!shown.contains(&format!("{:?}", SECRET.as_bytes().split_at(4).0)), "{shown}");
         assert!(shown.contains('K'), "the names are shown: {shown}");

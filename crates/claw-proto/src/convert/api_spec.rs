@@ -1,9 +1,10 @@
 //! The API's `InstanceSpec`: tiers resolved, defaults filled in, secrets kept and hidden.
 
 use claw_core::name::{ImageRef, StatePath};
-use claw_core::spec::{HealthPolicy, InstanceSpec, Resources, RunState, Secret};
+use claw_core::spec::{HealthPolicy, InstanceSpec, Resources, RestoreOrder, RunState, Secret};
 use claw_core::tier::TierCatalogue;
 
+use super::backup::{backup_policy_from_wire, part, update_policy_from_wire};
 use super::spec::{
     HANG_DEADLINE, MIN_HEALTHY, STARTUP_DEADLINE, STOP_GRACE, bounded, check_content, env,
     env_names, files, network, resources, web,
@@ -14,13 +15,15 @@ use crate::fleet::v1 as fleet;
 /// Where `identity` is delivered, below the state directory: the default workspace of OpenClaw.
 pub const IDENTITY_PATH: &str = "workspace/IDENTITY.md";
 
-/// What counts restarts and rebuilds of an instance; not part of the API's spec.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What restarts, rebuilds and restores of an instance have been asked for; not part of the API's spec.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Counters {
     /// Restarts asked for so far.
     pub restarts: u64,
     /// Rebuilds asked for so far.
     pub rebuilds: u64,
+    /// The restore that was ordered last.
+    pub restore: Option<RestoreOrder>,
 }
 
 /// The complete spec of an instance. Secrets must hold their values.
@@ -57,6 +60,8 @@ pub fn instance_spec(
     };
     let stop_grace = bounded(&mut v, STOP_GRACE, wire.stop_grace.as_ref());
     let network = network(&mut v, wire.network.as_ref());
+    let backup = part(&mut v, "backup", wire.backup.as_ref(), backup_policy_from_wire);
+    let update = part(&mut v, "update", wire.update.as_ref(), update_policy_from_wire);
     let (Some(image), Some(resources)) = (image, resources) else { return Err(v) };
     let spec = InstanceSpec {
         image,
@@ -72,6 +77,9 @@ pub fn instance_spec(
         network,
         health,
         stop_grace,
+        backup,
+        update,
+        restore: counters.restore,
     };
     check_content(&mut v, &spec);
     v.into_result().map(|()| spec)
@@ -126,6 +134,7 @@ fn run_state(v: &mut Violations, wire: i32) -> RunState {
     match fleet::RunState::try_from(wire) {
         Ok(fleet::RunState::Unspecified | fleet::RunState::Running) => RunState::Running,
         Ok(fleet::RunState::Stopped) => RunState::Stopped,
+        Ok(fleet::RunState::Paused) => RunState::Paused,
         Err(_) => {
             v.push("run_state", format!("unknown value {wire}"));
             RunState::Running
@@ -136,6 +145,7 @@ fn run_state(v: &mut Violations, wire: i32) -> RunState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::v1 as node;
 
     fn spec() -> fleet::InstanceSpec {
         fleet::InstanceSpec {
@@ -181,6 +191,11 @@ mod tests {
             hostnames: vec!["UPPER".to_owned()],
             allowed_origins: vec!["nonsense".to_owned()],
             run_state: 9,
+            backup: Some(node::BackupPolicy {
+                retention: Some(node::Retention { last: 5000, ..Default::default() }),
+                ..Default::default()
+            }),
+            update: Some(node::UpdatePolicy { rehearsal: 9, ..Default::default() }),
             stop_grace: Some(prost_types::Duration { seconds: -1, nanos: 0 }),
             health: Some(fleet::HealthPolicy {
                 startup_deadline: Some(prost_types::Duration { seconds: 7200, nanos: 0 }),
@@ -199,7 +214,9 @@ files[openclaw.json]: is delivered through the field config
 hostnames[0]: must be a domain name in lower case, got \"UPPER\"
 allowed_origins[0]: must be an origin such as https://tenant.example, got \"nonsense\"
 health.startup_deadline: must be between 1 s and 3600 s
-stop_grace: must be a duration that is not negative and below 100 years",
+stop_grace: must be a duration that is not negative and below 100 years
+backup.retention.last: must be at most 1000, is 5000
+update.rehearsal: unknown value 9",
         );
     }
 

@@ -4,7 +4,7 @@ use super::violation::Violations;
 use crate::fleet::v1 as fleet;
 
 /// Paths that an instance's update may name.
-pub const SPEC_PATHS: [&str; 17] = [
+pub const SPEC_PATHS: [&str; 19] = [
     "spec",
     "spec.image",
     "spec.tier",
@@ -22,6 +22,8 @@ pub const SPEC_PATHS: [&str; 17] = [
     "spec.network",
     "spec.network.egress",
     "spec.network.web_sources",
+    "spec.backup",
+    "spec.update",
 ];
 
 /// `old` with the fields that `paths` name taken from `new`; no path means the whole spec.
@@ -54,6 +56,8 @@ pub fn apply_mask(
             "spec.allowed_origins" => merged.allowed_origins.clone_from(&new.allowed_origins),
             "spec.health" => merged.health = new.health,
             "spec.stop_grace" => merged.stop_grace = new.stop_grace,
+            "spec.backup" => merged.backup = new.backup,
+            "spec.update" => merged.update = new.update,
             "spec.network" => merged.network.clone_from(&new.network),
             "spec.network.egress" => {
                 let egress = new.network.as_ref().and_then(|network| network.egress.clone());

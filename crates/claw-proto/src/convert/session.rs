@@ -15,6 +15,10 @@ use claw_core::report::{
 };
 use claw_core::stamp::{Digest, Epoch, Generation, Stamp};
 
+use super::backup::{
+    active_from_wire, active_to_wire, operation_from_wire, operation_to_wire, part,
+    refused_from_wire, refused_to_wire, summary_from_wire, summary_to_wire,
+};
 use super::firewall::detail::{
     blocked_from_wire, blocked_to_wire, report_from_wire, report_to_wire,
 };
@@ -188,6 +192,10 @@ pub fn instance_report_to_wire(report: &InstanceReport) -> node::InstanceReport 
         health_history: report.health_history.iter().map(health_change_to_wire).collect(),
         usage: report.usage.as_ref().map(usage_to_wire),
         blocked: Some(blocked_to_wire(&report.blocked)),
+        operation: report.operation.as_ref().map(operation_to_wire),
+        active: report.active.as_ref().map(active_to_wire),
+        refused: report.refused.as_ref().map(refused_to_wire),
+        backup: Some(summary_to_wire(&report.backup)),
     }
 }
 
@@ -209,13 +217,12 @@ pub fn instance_report_from_wire(
             message: text(&change.message),
         });
     }
-    let blocked = match wire.blocked.as_ref().map(blocked_from_wire).transpose() {
-        Ok(blocked) => blocked.unwrap_or_default(),
-        Err(more) => {
-            v.extend(more.below("blocked"));
-            BlockedTraffic::default()
-        }
-    };
+    let blocked: BlockedTraffic = part(&mut v, "blocked", wire.blocked.as_ref(), blocked_from_wire);
+    let operation =
+        part(&mut v, "operation", wire.operation.as_ref(), |w| operation_from_wire(w).map(Some));
+    let active = part(&mut v, "active", wire.active.as_ref(), |w| active_from_wire(w).map(Some));
+    let refused =
+        part(&mut v, "refused", wire.refused.as_ref(), |w| refused_from_wire(w).map(Some));
     let since = wire.step_since.as_ref().map(timestamp_from_wire).unwrap_or_default();
     let Some(name) = name else { return Err(v) };
     let report = InstanceReport {
@@ -233,12 +240,16 @@ pub fn instance_report_from_wire(
         health_history,
         usage: wire.usage.as_ref().map(usage_from_wire),
         blocked,
+        operation,
+        active,
+        refused,
+        backup: wire.backup.as_ref().map(summary_from_wire).unwrap_or_default(),
     };
     v.into_result().map(|()| report)
 }
 
 /// Phases, wire and core.
-const PHASES: [(Phase, node::Phase); 12] = [
+const PHASES: [(Phase, node::Phase); 13] = [
     (Phase::Pending, node::Phase::Pending),
     (Phase::Pulling, node::Phase::Pulling),
     (Phase::Applying, node::Phase::Applying),
@@ -248,6 +259,7 @@ const PHASES: [(Phase, node::Phase); 12] = [
     (Phase::BackingOff, node::Phase::BackingOff),
     (Phase::CrashLoop, node::Phase::CrashLoop),
     (Phase::Stopped, node::Phase::Stopped),
+    (Phase::Paused, node::Phase::Paused),
     (Phase::Failed, node::Phase::Failed),
     (Phase::Removing, node::Phase::Removing),
     (Phase::Removed, node::Phase::Removed),

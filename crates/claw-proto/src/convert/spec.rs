@@ -13,6 +13,10 @@ use claw_core::spec::{
 use claw_core::unit::{CpuMillis, Memory, PidsLimit};
 use prost::Message as _;
 
+use super::backup::{
+    backup_policy_from_wire, backup_policy_to_wire, part, restore_from_wire, restore_to_wire,
+    update_policy_from_wire, update_policy_to_wire,
+};
 use super::firewall::{
     host_policy_from_wire, host_policy_to_wire, network_policy_from_wire, network_policy_to_wire,
 };
@@ -72,6 +76,33 @@ pub fn decode_host_state(bytes: &[u8]) -> Result<HostState, Violations> {
     violations.into_result().map(|()| state)
 }
 
+/// One instance's assignment as bytes for its own snapshots: names of secrets, no values.
+#[must_use]
+pub fn encode_assignment_without_secrets(name: &InstanceName, spec: &InstanceSpec) -> Vec<u8> {
+    let mut wire = assignment(name, spec);
+    wire.secrets.values_mut().for_each(String::clear);
+    wire.encode_to_vec()
+}
+
+/// One instance's assignment from its bytes.
+///
+/// # Errors
+/// Every wrong field, or one violation that says the bytes are no such message.
+pub fn decode_assignment(bytes: &[u8]) -> Result<(InstanceName, InstanceSpec), Violations> {
+    let wire = node::InstanceAssignment::decode(bytes)
+        .map_err(|error| Violations::one("assignment", format!("not decodable: {error}")))?;
+    let mut violations = Violations::default();
+    let name = violations.take("name", InstanceName::parse(&wire.name));
+    match (name, spec_from_assignment(wire)) {
+        (Some(name), Ok(spec)) => Ok((name, spec)),
+        (_, Ok(_)) => Err(violations),
+        (_, Err(more)) => {
+            violations.extend(more);
+            Err(violations)
+        }
+    }
+}
+
 /// A default is left out: a state without any policy has the bytes, and so the digest, that it had before
 /// there were policies.
 fn unless_default<T: Default + PartialEq, W>(policy: &T, to_wire: fn(&T) -> W) -> Option<W> {
@@ -99,6 +130,10 @@ fn assignment(name: &InstanceName, spec: &InstanceSpec) -> node::InstanceAssignm
         hang_deadline: Some(duration_to_wire(spec.health.hang_deadline)),
         stop_grace: Some(duration_to_wire(spec.stop_grace)),
         network: unless_default(&spec.network, network_policy_to_wire),
+        paused: spec.run == RunState::Paused,
+        backup: unless_default(&spec.backup, backup_policy_to_wire),
+        update: unless_default(&spec.update, update_policy_to_wire),
+        restore: spec.restore.as_ref().map(restore_to_wire),
     }
 }
 
@@ -115,11 +150,16 @@ fn spec_from_assignment(wire: node::InstanceAssignment) -> Result<InstanceSpec, 
     let hang_deadline = bounded(&mut v, HANG_DEADLINE, wire.hang_deadline.as_ref());
     let stop_grace = bounded(&mut v, STOP_GRACE, wire.stop_grace.as_ref());
     let network = network(&mut v, wire.network.as_ref());
+    let run = run_state(&mut v, wire.running, wire.paused);
+    let backup = part(&mut v, "backup", wire.backup.as_ref(), backup_policy_from_wire);
+    let update = part(&mut v, "update", wire.update.as_ref(), update_policy_from_wire);
+    let restore =
+        part(&mut v, "restore", wire.restore.as_ref(), |order| restore_from_wire(order).map(Some));
     let (Some(image), Some(resources)) = (image, resources) else { return Err(v) };
     let spec = InstanceSpec {
         image,
         resources,
-        run: if wire.running { RunState::Running } else { RunState::Stopped },
+        run,
         restarts: wire.restarts,
         rebuilds: wire.rebuilds,
         env,
@@ -130,9 +170,24 @@ fn spec_from_assignment(wire: node::InstanceAssignment) -> Result<InstanceSpec, 
         network,
         health: HealthPolicy { startup_deadline, min_healthy, hang_deadline },
         stop_grace,
+        backup,
+        update,
+        restore,
     };
     check_content(&mut v, &spec);
     v.into_result().map(|()| spec)
+}
+
+fn run_state(v: &mut Violations, running: bool, paused: bool) -> RunState {
+    match (running, paused) {
+        (true, false) => RunState::Running,
+        (false, false) => RunState::Stopped,
+        (false, true) => RunState::Paused,
+        (true, true) => {
+            v.push("paused", "must not be set together with running");
+            RunState::Paused
+        }
+    }
 }
 
 /// A duration field with its bounds and default.

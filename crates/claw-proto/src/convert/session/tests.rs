@@ -2,15 +2,19 @@
 
 use std::collections::BTreeSet;
 
+use claw_core::cutover::{Deployment, RefusedTarget};
+use claw_core::data::DataGeneration;
 use claw_core::host::HostState;
 use claw_core::name::{DomainName, EnvName, ImageRef, Origin, StatePath};
-use claw_core::report::FirewallReport;
+use claw_core::report::{BackupSummary, FirewallReport, OperationReport};
 use claw_core::spec::{HealthPolicy, InstanceSpec, Resources, RunState, Secret, WebPolicy};
 use claw_core::time::Timestamp;
 use claw_core::unit::{CpuMillis, MIB, Memory, PidsLimit};
 use proptest::prelude::*;
 
+use super::super::backup::tests::{backup_policy, restore_order, update_policy};
 use super::super::firewall::tests::{host_policy, network_policy};
+use super::super::spec::{decode_assignment, encode_assignment_without_secrets};
 use super::*;
 
 fn stamp() -> Stamp {
@@ -26,12 +30,15 @@ prop_compose! {
         memory in 16_u64..4096,
         cpu in 50_u64..8000,
         pids in 32_u64..4096,
-        running: bool,
+        run in prop::sample::select(vec![RunState::Running, RunState::Stopped, RunState::Paused]),
         counters in any::<(u64, u64)>(),
         value in "[^\0]{0,40}",
         config in ".{0,100}",
         seconds in 5_u64..600,
         network in network_policy(),
+        backup in backup_policy(),
+        update in update_policy(),
+        restore in prop::option::of(restore_order()),
     ) -> InstanceSpec {
         InstanceSpec {
             image: ImageRef::parse("ghcr.io/openclaw/openclaw:2026.9.6").expect("valid"),
@@ -40,7 +47,7 @@ prop_compose! {
                 cpu: CpuMillis::from_millis(cpu).expect("in range"),
                 pids: PidsLimit::from_count(pids).expect("in range"),
             },
-            run: if running { RunState::Running } else { RunState::Stopped },
+            run,
             restarts: counters.0,
             rebuilds: counters.1,
             env: [(EnvName::parse("A").expect("valid"), value.clone())].into(),
@@ -58,6 +65,9 @@ prop_compose! {
                 hang_deadline: Duration::from_secs(seconds),
             },
             stop_grace: Duration::from_secs(seconds),
+            backup,
+            update,
+            restore,
         }
     }
 }
@@ -84,6 +94,14 @@ proptest! {
         if let Ok(hello) = crate::decode::<node::Hello>(&bytes) {
             let _ = hello_from_wire(&hello);
         }
+    }
+
+    #[test]
+    fn assignments_in_snapshots_hold_no_secret(name in instance_name(), spec in spec()) {
+        let bytes = encode_assignment_without_secrets(&name, &spec);
+        let mut bare = spec;
+        bare.secrets.values_mut().for_each(|value| *value = Secret::new(String::new()));
+        prop_assert_eq!(decode_assignment(&bytes), Ok((name, bare)));
     }
 
     #[test]
@@ -118,6 +136,24 @@ fn statuses_round_trip() {
             oom_kills: 5,
         }),
         blocked: BlockedTraffic { outside: 9, ..BlockedTraffic::default() },
+        operation: Some(OperationReport {
+            kind: "update",
+            stage: "copying the data".to_owned(),
+            permille: Some(1000),
+            since: at,
+        }),
+        active: Some(Deployment {
+            image: ImageRef::parse("a:1").expect("valid"),
+            data: DataGeneration::FIRST.next(),
+        }),
+        refused: Some(RefusedTarget {
+            image: ImageRef::parse("a:2").expect("valid"),
+            restore: 3,
+            rebuilds: 4,
+            problem: "it crashed".to_owned(),
+            at,
+        }),
+        backup: BackupSummary { last_at: Some(at), count: 3, ..BackupSummary::default() },
     };
     let status = StatusReport {
         persisted: Some(stamp()),
@@ -129,6 +165,50 @@ fn statuses_round_trip() {
         firewall: FirewallReport { repairs: 3, ..FirewallReport::default() },
     };
     assert_eq!(status_from_wire(&status_to_wire(&status)), Ok(status));
+}
+
+#[test]
+fn what_an_instance_may_not_report_is_named() {
+    let lies = node::InstanceReport {
+        name: "demo".to_owned(),
+        phase: node::Phase::Running.into(),
+        operation: Some(node::OperationReport { permille: Some(1001), ..Default::default() }),
+        active: Some(node::Deployment::default()),
+        refused: Some(node::RefusedTarget::default()),
+        ..Default::default()
+    };
+    let fields: Vec<String> = instance_report_from_wire(&lies)
+        .expect_err("lies")
+        .0
+        .into_iter()
+        .map(|v| v.field)
+        .collect();
+    let expected =
+        ["operation.permille", "active.image", "active.data_generation", "refused.image"];
+    assert_eq!(fields, expected);
+
+    let newer = node::OperationReport { kind: "teleport".to_owned(), ..Default::default() };
+    let report =
+        node::InstanceReport { operation: Some(newer), active: None, refused: None, ..lies };
+    let report = instance_report_from_wire(&report).expect("newer agents are understood");
+    assert_eq!(report.operation.map(|operation| operation.kind), Some("other"));
+}
+
+#[test]
+fn up_and_paused_at_once_is_refused() {
+    let instance = node::InstanceAssignment {
+        name: "demo".to_owned(),
+        image: "a:1".to_owned(),
+        memory_bytes: 1 << 30,
+        cpu_millis: 1000,
+        pids_limit: 100,
+        running: true,
+        paused: true,
+        ..Default::default()
+    };
+    let state = node::HostState { instances: vec![instance], ..Default::default() };
+    let faults = decode_host_state(&crate::encode(&state)).expect_err("it cannot be both");
+    assert_eq!(faults.to_string(), "instances[0].paused: must not be set together with running");
 }
 
 #[test]
