@@ -75,23 +75,24 @@ fn nextest() -> Result<Command> {
     Ok(nextest)
 }
 
-/// A Python with the real gRPC client, in a virtual environment within the cache.
+/// A Python with the real gRPC client and an S3 for tests, in a virtual environment within the cache.
 pub(crate) fn python() -> Result<PathBuf> {
-    const PACKAGES: [&str; 4] = [
+    const PACKAGES: [&str; 5] = [
         "grpcio==1.81.0",
         "grpcio-reflection==1.81.0",
         "grpcio-health-checking==1.81.0",
         "grpcio-status==1.81.0",
+        "moto[server]==5.2.5",
     ];
     requirements::ensure(&[Requirement::Python], &*progress::terminal())?;
     let home = cargo::cache().join("python");
     let python = home.join("bin/python3");
     let mut probe = claw_lab::command(&python);
-    probe.args(["-c", "import grpc, grpc_reflection, grpc_health, grpc_status"]);
+    probe.args(["-c", "import grpc, grpc_reflection, grpc_health, grpc_status, moto.server"]);
     if python.exists() && cargo::output(probe).is_ok() {
         return Ok(python);
     }
-    eprintln!("installing Python's gRPC client into {}", home.display());
+    eprintln!("installing Python's gRPC client and moto into {}", home.display());
     let mut venv = claw_lab::command("python3");
     venv.args(["-m", "venv", "--clear"]).arg(&home);
     cargo::run(venv)?;

@@ -141,7 +141,8 @@ impl Site {
         let key = request.parameter("key").unwrap_or_default();
         let value = request.parameter("value").unwrap_or_default();
         match self.state.write_row(&key, &value) {
-            Ok(()) => Response::text(200, "ok"),
+            // Who wrote it: behind a proxy that is not to be seen otherwise.
+            Ok(()) => Response::text(200, format!("ok {}", self.build).trim_end()),
             Err(error) => Response::text(400, error.to_string()),
         }
     }

@@ -6,6 +6,7 @@
 //!
 //! Start at [`Fleet::start`], and for tests at [`Rig::start`]; the tests themselves are in `tests/`.
 
+pub mod backup;
 pub mod barrage;
 pub mod clock;
 pub mod dial;
@@ -17,22 +18,30 @@ pub mod ground;
 pub mod http;
 pub mod instance;
 pub mod journal;
+pub mod ledger;
 pub mod matrix;
 pub mod names;
+pub mod object_store;
 pub mod probe;
 pub mod programs;
+pub mod pulse;
+pub mod restic;
 pub mod rig;
 pub mod servers;
 pub mod steps;
 pub mod third_party;
 pub mod traffic;
 pub mod unit;
+pub mod versions;
 pub mod websocket;
 
 pub use docker::Docker;
 pub use fleet::Fleet;
 pub use instance::Instance;
+pub use object_store::ObjectStore;
 pub use programs::Programs;
+pub use pulse::Pulse;
+pub use restic::Restic;
 pub use rig::Rig;
 pub use third_party::ThirdParty;
 pub use unit::UnitProcess;
