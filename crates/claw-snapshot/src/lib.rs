@@ -37,6 +37,7 @@ mod index;
 mod key_file;
 mod progress;
 mod prune;
+mod replicate;
 mod repository;
 mod restore;
 pub mod retention;
@@ -54,6 +55,7 @@ pub use id::{FileId, ParseIdError, SnapshotId};
 pub use key_file::KeyFileError;
 pub use progress::{Progress, Watcher};
 pub use prune::{ForgetError, PruneError, Pruned};
+pub use replicate::{Removal, ReplicateError, Replicated, replicate};
 pub use repository::{CreateError, OpenError, ReplaceKeyError, Repository};
 pub use restore::{RestoreError, Restored, Subtree};
 pub use secret::{
