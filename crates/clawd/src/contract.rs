@@ -8,6 +8,7 @@ mod files;
 mod firewall;
 mod proxy;
 mod runtime;
+mod snapshots;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -21,6 +22,7 @@ pub use files::files;
 pub use firewall::{firewall, traffic};
 pub use proxy::proxy;
 pub use runtime::{RuntimeSubject, runtime};
+pub use snapshots::{SnapshotsSubject, snapshots};
 
 /// A rule that an implementation breaks.
 #[derive(Debug, thiserror::Error)]

@@ -28,6 +28,9 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(cli: &Cli) -> anyhow::Result<()> {
+    if let Some(Command::SnapWorker) = cli.command {
+        return Ok(clawd::snap_worker::run()?);
+    }
     let config = Config::load(&cli.config)?;
     if cli.check_config {
         return Ok(());
@@ -42,7 +45,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Some(Command::FirewallCheck) => work(runtime, firewall::check(&config)),
         Some(Command::FirewallRevert) => work(runtime, firewall::revert(&config)),
         Some(Command::Dns) => work(runtime, clawd::dns::run(&config)),
-        None => work(runtime, clawd::run::run(&config)),
+        Some(Command::SnapWorker) | None => work(runtime, clawd::run::run(&config)),
     }
 }
 

@@ -1,0 +1,112 @@
+//! Opening an instance's repository, and what is in it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use claw_core::stamp::Digest;
+use claw_snapshot::{
+    Access, Credential, DirectoryStorage, OpenDirectoryError, OpenError, RecoveryPassword,
+    Repository, RepositorySecret, Snapshot, SnapshotId,
+};
+
+use super::errors::{failed, fault};
+use super::protocol::{Fault, FaultKind, Job, NAME_TAG, Stored};
+
+/// How often the lock is tried, and how long is waited between: a process that lost its agent gives it up
+/// within a moment.
+const TRIES: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Opens the repository; with [`Access::Exclusive`] everything that an ended job left behind is removed.
+pub(super) fn open(job: &Job, access: Access) -> Result<Repository, Fault> {
+    let storage = lock(job, access)?;
+    let secret = secret(job)?;
+    Repository::open(storage, &Credential::Secret(secret)).map_err(|error| match &error {
+        OpenError::Absent { .. } | OpenError::WrongCredential { .. } => {
+            Fault { kind: FaultKind::Damaged, problem: crate::logging::chain(&error) }
+        }
+        OpenError::Repository(_) => fault(&error),
+    })
+}
+
+/// As [`open`], and makes it when there is none.
+pub(super) fn open_or_make(job: &Job) -> Result<Repository, Fault> {
+    if exists(&job.repository).map_err(|error| fault(&error))? {
+        return open(job, Access::Exclusive);
+    }
+    let recovery = job.recovery.as_ref().map(|text| RecoveryPassword::parse(text.reveal()));
+    let Some(Ok(recovery)) = recovery else {
+        return Err(failed("there is no repository, and no password for a new one"));
+    };
+    let storage = lock(job, Access::Exclusive)?;
+    let made = Repository::create(storage, &secret(job)?, &recovery, &mut rand::rng());
+    made.map_err(|error| fault(&error))
+}
+
+/// Whether there is a repository: its configuration is written last.
+pub(crate) fn exists(repository: &Path) -> io::Result<bool> {
+    repository.join("config").try_exists()
+}
+
+/// Removes copies that a job left behind. Only under the lock.
+pub(super) fn sweep_staging(staging: &Path) -> Result<(), Fault> {
+    match fs::remove_dir_all(staging) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed(format!("removing {}: {error}", staging.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The snapshot with a name that may be restored.
+pub(super) fn find(repository: &Repository, name: &str) -> Result<Option<Snapshot>, Fault> {
+    let tag = format!("{NAME_TAG}{name}");
+    let snapshots = repository.snapshots()?;
+    Ok(snapshots.into_iter().find(|snapshot| !snapshot.rough && snapshot.tags.contains(&tag)))
+}
+
+/// Snapshots of a moving source: parents, once the job that took them is over.
+pub(super) fn rough(repository: &Repository) -> Result<BTreeSet<SnapshotId>, Fault> {
+    let snapshots = repository.snapshots()?;
+    Ok(snapshots.iter().filter(|snapshot| snapshot.rough).map(|snapshot| snapshot.id).collect())
+}
+
+/// A snapshot as the agent hears of it.
+pub(super) fn stored(snapshot: &Snapshot) -> Stored {
+    Stored {
+        id: snapshot.id.to_string(),
+        at: snapshot.time.millis(),
+        tags: snapshot.tags.iter().cloned().collect(),
+        files: snapshot.files.unwrap_or_default(),
+        bytes: snapshot.bytes.unwrap_or_default(),
+        added_bytes: snapshot.added_bytes.unwrap_or_default(),
+    }
+}
+
+fn lock(job: &Job, access: Access) -> Result<Arc<DirectoryStorage>, Fault> {
+    let mut tries = 0;
+    loop {
+        match DirectoryStorage::open(&job.repository, access) {
+            Ok(storage) => {
+                if access == Access::Exclusive {
+                    sweep_staging(&job.staging)?;
+                }
+                return Ok(Arc::new(storage));
+            }
+            Err(OpenDirectoryError::Busy { .. }) if tries < TRIES => thread::sleep(PAUSE),
+            Err(error) => return Err(fault(&error)),
+        }
+        tries += 1;
+    }
+}
+
+fn secret(job: &Job) -> Result<RepositorySecret, Fault> {
+    let digest = Digest::from_hex(job.secret.reveal());
+    let bytes = digest.ok_or_else(|| failed("the repository's secret is none"))?;
+    Ok(RepositorySecret::from_bytes(*bytes.as_bytes()))
+}
