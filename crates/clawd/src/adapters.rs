@@ -6,15 +6,17 @@
 //!
 //! | adapter | port | knows |
 //! | --- | --- | --- |
-//! | [`docker`] | `Runtime` | Docker's API (bollard) |
+//! | [`docker`] | `Runtime`, `Trials` | Docker's API (bollard) |
 //! | [`nginx`] | `Proxy` | nginx and its configuration language |
 //! | [`files`] | `Files` | file systems, tmpfs, symbolic links |
+//! | [`volumes`] | `Volumes` | trees of files: copying, comparing, removing |
 //! | [`gateway`] | `Gateway` | OpenClaw's probes |
 //! | [`host`] | `Host` | /proc, cgroups, sysinfo |
 //! | [`uplink`] | `Uplink` | the way to the coordinator |
 //! | [`iptables`] | `Firewall`, `Traffic` | iptables, ip6tables, ipset, conntrack, nf_tables' netlink, where sshd listens |
 //! | [`login_log`] | `LoginLog` | journalctl, sshd's log |
 //! | [`dns_forwarder`] | `Resolver` | the files between clawd and `clawd dns` |
+//! | [`snapshots`] | `Snapshots` | processes of `clawd snap-worker`, keys of repositories |
 //! | [`clock`] | `Clock` | time and randomness of the machine |
 //! | [`command`] | – | how programs are run |
 
@@ -28,4 +30,6 @@ pub mod host;
 pub mod iptables;
 pub mod login_log;
 pub mod nginx;
+pub mod snapshots;
 pub mod uplink;
+pub mod volumes;

@@ -14,17 +14,21 @@ mod host;
 mod mishap;
 mod proxy;
 mod runtime;
+mod snapshots;
+mod volumes;
 
 use crate::machine::Ports;
 
 pub use clock::FakeClock;
-pub use files::FakeFiles;
+pub use files::{FakeData, FakeFiles};
 pub use firewall::{FakeFirewall, FakeLoginLog, FakeResolver, FakeUplink};
 pub use gateway::FakeGateway;
 pub use host::FakeHost;
 pub use mishap::{Mishap, Mishaps};
 pub use proxy::FakeProxy;
-pub use runtime::FakeRuntime;
+pub use runtime::{FakeRuntime, TrialOutcome};
+pub use snapshots::FakeSnapshots;
+pub use volumes::FakeVolumes;
 
 /// A machine in memory.
 pub type FakeMachine = Ports<
@@ -38,6 +42,8 @@ pub type FakeMachine = Ports<
     FakeLoginLog,
     FakeResolver,
     FakeUplink,
+    FakeVolumes,
+    FakeSnapshots,
 >;
 
 impl FakeMachine {
@@ -47,9 +53,12 @@ impl FakeMachine {
         let (mishaps, clock) = (Mishaps::default(), FakeClock::default());
         let runtime = FakeRuntime::new(images, mishaps.clone(), clock.clone());
         let firewall = FakeFirewall::new(mishaps.clone());
+        let files = FakeFiles::new(mishaps.clone());
         Self {
+            volumes: FakeVolumes::new(&files, mishaps.clone()),
+            snapshots: FakeSnapshots::new(&files, mishaps.clone()),
             gateway: FakeGateway::new(runtime.clone()),
-            files: FakeFiles::new(mishaps.clone()),
+            files,
             proxy: FakeProxy::new(mishaps),
             host: FakeHost::default(),
             login_log: FakeLoginLog::default(),
@@ -88,6 +97,8 @@ impl Clone for FakeMachine {
             login_log: self.login_log.clone(),
             resolver: self.resolver.clone(),
             uplink: self.uplink.clone(),
+            volumes: self.volumes.clone(),
+            snapshots: self.snapshots.clone(),
         }
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! What it deliberately does not do: retry, decide, poll `stats`, build images, execute in
 //! containers. Where to start: [`Docker`]; `container` says how a gateway's container is made,
-//! `events` how changes are noticed.
+//! `events` how changes are noticed, `trial` what runs beside an instance.
 //!
 //! Requests carry no API version, so that every daemon answers in its own newest one; fields that
 //! one of them lacks are optional here (tried with 20.10, 26.1). Each request has its own
@@ -17,6 +17,7 @@ mod events;
 mod network;
 mod pull;
 mod stream;
+mod trial;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -51,6 +52,9 @@ const LOOK: Duration = Duration::from_secs(10);
 
 /// Deadline of a change that Docker carries out by itself.
 const CHANGE: Duration = Duration::from_secs(60);
+
+/// Deadline of freezing and thawing, which take milliseconds: an instance must not stay frozen.
+const FREEZE: Duration = Duration::from_secs(10);
 
 /// What Docker may take to stop a container beyond the grace.
 const STOP_EXTRA: Duration = Duration::from_secs(20);
@@ -157,10 +161,22 @@ impl Docker {
         within(doing, CHANGE, started).await?.map_err(|error| failure(doing, error))
     }
 
+    async fn pause(&self, id: &str) -> Result<(), RuntimeError> {
+        let client = self.client()?;
+        let doing = "freezing a container";
+        match within(doing, FREEZE, client.pause_container(id)).await? {
+            Ok(()) => Ok(()),
+            Err(error) => match self.inspect(&client, id).await? {
+                Some(found) if container::is_frozen(&found) => Ok(()),
+                _ => Err(failure(doing, error)),
+            },
+        }
+    }
+
     async fn unpause(&self, id: &str) -> Result<(), RuntimeError> {
         let client = self.client()?;
         let doing = "thawing a container";
-        match within(doing, CHANGE, client.unpause_container(id)).await? {
+        match within(doing, FREEZE, client.unpause_container(id)).await? {
             Ok(()) => Ok(()),
             Err(error) => match self.inspect(&client, id).await? {
                 Some(found) if container::is_running(&found) => Ok(()),
@@ -269,6 +285,7 @@ impl Runtime for Docker {
             RuntimeChange::RemoveNetwork(id) => network::remove(&self.client()?, id).await,
             RuntimeChange::CreateContainer(plan, mounts) => self.create(plan, mounts).await,
             RuntimeChange::Start => self.start(instance).await,
+            RuntimeChange::Pause(id) => self.pause(id).await,
             RuntimeChange::Unpause(id) => self.unpause(id).await,
             RuntimeChange::Stop(id, grace) => self.stop(id, grace).await,
             RuntimeChange::Remove(id) => self.remove(id).await,

@@ -4,15 +4,18 @@
 //! links to the host's files included. Everything below it is therefore opened relative to an open
 //! directory with `openat2(2)`, which refuses symbolic links and paths that lead out.
 //!
-//! What it deliberately does not do: delete data, read data, decide what is delivered.
+//! What it deliberately does not do: delete or copy data (see [`volumes`](super::volumes)), read data,
+//! decide what is delivered.
 //! Where to start: [`InstanceFiles`]; single operations are in `dir`.
 //!
 //! | place | what | mode, owner |
 //! | --- | --- | --- |
-//! | `<data>/instances/<id>/gen-1` | state of the gateway | 0700, 1000 |
+//! | `<data>/instances/<id>/gen-<n>` | state of the gateway | 0700, 1000 |
+//! | `<data>/repo/<id>`, `<data>/repo/<id>.keys` | snapshots and what opens them | 0700, 0600, root |
 //! | `<secrets>/<id>/.env` | secrets, on tmpfs | 0400, 1000 |
-//! | `<data>/removed/<id>.<milliseconds>` | what was set aside | 0700, root |
+//! | `<data>/removed/<id>.<milliseconds>` | what was set aside: `data`, `repo`, `keys` | 0700, root |
 
+mod aside;
 mod dir;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +23,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use claw_core::data::DataGeneration;
 use claw_core::name::{InstanceName, StatePath};
 use claw_core::spec::Secret;
 use claw_core::stamp::Digest;
@@ -31,9 +35,6 @@ pub use dir::Owner;
 
 /// User and group of a gateway in its container (OpenClaw's image: `node`).
 pub const GATEWAY_OWNER: Owner = Owner { uid: 1000, gid: 1000 };
-
-/// The generation of data that is in use. Updates will add others beside it.
-const GENERATION: &str = "gen-1";
 
 /// The secrets file, on the host as in the container.
 const SECRETS_FILE: &str = ".env";
@@ -89,9 +90,9 @@ impl InstanceFiles {
 }
 
 impl Files for InstanceFiles {
-    fn mounts(&self, instance: &InstanceName) -> Mounts {
+    fn mounts(&self, instance: &InstanceName, data: DataGeneration) -> Mounts {
         Mounts {
-            data: self.instances().join(instance.as_str()).join(GENERATION),
+            data: self.instances().join(instance.as_str()).join(data.to_string()),
             secrets: self.secrets_of(instance).join(SECRETS_FILE),
         }
     }
@@ -99,9 +100,10 @@ impl Files for InstanceFiles {
     async fn view(
         &self,
         instance: &InstanceName,
+        data: DataGeneration,
         delivered: &BTreeSet<StatePath>,
     ) -> Result<FilesView, FilesError> {
-        let mounts = self.mounts(instance);
+        let mounts = self.mounts(instance, data);
         let (owner, delivered) = (self.settings.owner, delivered.clone());
         off_thread("looking at", mounts.data.clone(), move || view(&mounts, owner, &delivered))
             .await
@@ -110,11 +112,12 @@ impl Files for InstanceFiles {
     async fn deliver(
         &self,
         instance: &InstanceName,
+        data: DataGeneration,
         files: &BTreeMap<StatePath, String>,
     ) -> Result<(), FilesError> {
         let home = self.instances().join(instance.as_str());
         let (owner, files) = (self.settings.owner, files.clone());
-        off_thread("writing to", home.clone(), move || deliver(&home, owner, &files)).await
+        off_thread("writing to", home.clone(), move || deliver(&home, data, owner, &files)).await
     }
 
     async fn write_secrets(
@@ -136,11 +139,9 @@ impl Files for InstanceFiles {
     }
 
     async fn set_aside(&self, instance: &InstanceName, at: Timestamp) -> Result<(), FilesError> {
-        let from = self.instances();
-        let to = self.settings.data.join("removed");
-        let instance = instance.clone();
-        off_thread("setting aside", from.join(instance.as_str()), move || {
-            set_aside(&from, &to, &instance, at)
+        let (data, instance) = (self.settings.data.clone(), instance.clone());
+        off_thread("setting aside", self.instances().join(instance.as_str()), move || {
+            aside::set_aside(&data, &instance, at)
         })
         .await
     }
@@ -182,12 +183,14 @@ fn secrets_digest(path: &Path, owner: Owner) -> io::Result<Option<Digest>> {
 
 fn deliver(
     home: &Path,
+    data: DataGeneration,
     owner: Owner,
     files: &BTreeMap<StatePath, String>,
 ) -> Result<(), FilesError> {
-    let data_path = home.join(GENERATION);
+    let name = data.to_string();
+    let data_path = home.join(&name);
     let opened = Dir::make_private(home).and_then(|home| {
-        let data = home.make_dir(GENERATION, owner)?;
+        let data = home.make_dir(&name, owner)?;
         data.set(owner, 0o700)?;
         // Docker would make it as root; a link or directory in its place would misplace secrets.
         data.make_placeholder(SECRETS_FILE, owner)?;
@@ -233,21 +236,6 @@ fn remove_secrets(path: &Path) -> Result<(), FilesError> {
     std::fs::remove_dir_all(path)
         .or_else(gone_is_fine)
         .map_err(|source| error("removing", path, source))
-}
-
-fn set_aside(
-    from: &Path,
-    to: &Path,
-    instance: &InstanceName,
-    at: Timestamp,
-) -> Result<(), FilesError> {
-    let target = to.join(format!("{instance}.{}", at.millis()));
-    let moved = Dir::make_private(to).and_then(|to_dir| {
-        std::fs::rename(from.join(instance.as_str()), &target).or_else(gone_is_fine)?;
-        to_dir.sync()?;
-        present(Dir::open(from))?.map_or(Ok(()), |from_dir| from_dir.sync())
-    });
-    moved.map_err(|source| error("moving data to", &target, source))
 }
 
 fn gone_is_fine(error: io::Error) -> io::Result<()> {

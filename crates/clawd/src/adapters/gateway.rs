@@ -54,25 +54,48 @@ impl OpenClaw {
 
 impl Gateway for OpenClaw {
     async fn look(&self, host: &VirtualHost) -> GatewayAnswer {
-        let direct = Target::new(host.upstream).forwarded_for(PROBE_CLIENT);
-        match direct.probe(ProbePath::Startup, REQUEST).await {
-            Ok(ProbeAnswer::Started) => {}
-            Ok(ProbeAnswer::Draining) => return GatewayAnswer::Draining,
-            Ok(ProbeAnswer::Starting { failing, .. }) => {
-                return GatewayAnswer::Starting(failing.join(", "));
-            }
-            Ok(other) => return GatewayAnswer::Failing(format!("answered {other:?}")),
-            Err(error) => return GatewayAnswer::Failing(causes(&error)),
+        let direct = directly(host.upstream);
+        if let Err(answer) = startup(&direct).await {
+            return answer;
         }
-        let ready = direct.probe(ProbePath::Ready, REQUEST);
-        let (proxied, ready) = tokio::join!(self.through_proxy(host), ready);
-        match (proxied, ready) {
-            (Err(answer), _) => answer,
-            (Ok(()), Ok(ProbeAnswer::Draining)) => GatewayAnswer::Draining,
-            (Ok(()), ready) => {
-                GatewayAnswer::Started { ready: matches!(ready, Ok(ProbeAnswer::Ready)) }
-            }
+        let (proxied, ready) = tokio::join!(self.through_proxy(host), readiness(&direct));
+        match proxied {
+            Err(answer) => answer,
+            Ok(()) => ready,
         }
+    }
+
+    async fn look_directly(&self, gateway: SocketAddr) -> GatewayAnswer {
+        let direct = directly(gateway);
+        match startup(&direct).await {
+            Err(answer) => answer,
+            Ok(()) => readiness(&direct).await,
+        }
+    }
+}
+
+fn directly(gateway: SocketAddr) -> Target<'static> {
+    Target::new(gateway).forwarded_for(PROBE_CLIENT)
+}
+
+/// Whether a gateway has started; what it is instead, if it has not.
+async fn startup(direct: &Target<'_>) -> Result<(), GatewayAnswer> {
+    match direct.probe(ProbePath::Startup, REQUEST).await {
+        Ok(ProbeAnswer::Started) => Ok(()),
+        Ok(ProbeAnswer::Draining) => Err(GatewayAnswer::Draining),
+        Ok(ProbeAnswer::Starting { failing, .. }) => {
+            Err(GatewayAnswer::Starting(failing.join(", ")))
+        }
+        Ok(other) => Err(GatewayAnswer::Failing(format!("answered {other:?}"))),
+        Err(error) => Err(GatewayAnswer::Failing(causes(&error))),
+    }
+}
+
+/// What a gateway that has started says of its readiness.
+async fn readiness(direct: &Target<'_>) -> GatewayAnswer {
+    match direct.probe(ProbePath::Ready, REQUEST).await {
+        Ok(ProbeAnswer::Draining) => GatewayAnswer::Draining,
+        ready => GatewayAnswer::Started { ready: matches!(ready, Ok(ProbeAnswer::Ready)) },
     }
 }
 
@@ -154,6 +177,20 @@ mod tests {
         assert_eq!(look(DRAINING, READY, STARTED).await, GatewayAnswer::Draining);
         assert_eq!(look(STARTED, READY, DRAINING).await, GatewayAnswer::Draining);
         assert_eq!(look(STARTING, READY, STARTED).await, GatewayAnswer::Starting(String::new()));
+    }
+
+    #[tokio::test]
+    async fn one_without_a_proxy_is_looked_at_directly() {
+        let look = async |startup, ready| {
+            let gateway = server(startup, ready, "x-forwarded-for: 192.0.2.1\r\n").await;
+            let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+            OpenClaw::new(nowhere).look_directly(gateway).await
+        };
+        assert_eq!(look(STARTED, READY).await, GatewayAnswer::Started { ready: true });
+        assert_eq!(look(STARTED, NOT_READY).await, GatewayAnswer::Started { ready: false });
+        assert_eq!(look(STARTED, DRAINING).await, GatewayAnswer::Draining);
+        assert_eq!(look(STARTING, READY).await, GatewayAnswer::Starting(String::new()));
+        assert!(matches!(look(PAGE, READY).await, GatewayAnswer::Failing(_)));
     }
 
     #[tokio::test]

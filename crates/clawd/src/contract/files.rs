@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use claw_core::data::DataGeneration;
 use claw_core::name::{InstanceName, StatePath};
 use claw_core::spec::Secret;
 use claw_core::stamp::Digest;
@@ -19,21 +20,24 @@ pub async fn files(files: &impl Files, instance: &InstanceName) -> Result<(), Br
     let config = path("openclaw.json")?;
     let identity = path("workspace/IDENTITY.md")?;
     let both = BTreeSet::from([config.clone(), identity.clone()]);
+    let first = DataGeneration::FIRST;
     let view = async |paths: &BTreeSet<StatePath>| {
-        done("looking succeeds", files.view(instance, paths).await)
+        done("looking succeeds", files.view(instance, first, paths).await)
     };
     let nothing = FilesView::default();
     same("there is nothing of an unknown instance", &view(&both).await?, &nothing)?;
 
     let text = BTreeMap::from([(config.clone(), "{}".to_owned()), (identity, "me".to_owned())]);
     for rule in ["files are delivered", "delivering again does no harm"] {
-        done(rule, files.deliver(instance, &text).await)?;
+        done(rule, files.deliver(instance, first, &text).await)?;
         let present = FilesView { data_present: true, files_present: true, secrets: None };
         same(rule, &view(&both).await?, &present)?;
     }
     let other = BTreeSet::from([config, path("other")?]);
     let found = view(&other).await?;
     holds("one absent file is noticed", found.data_present && !found.files_present, found)?;
+
+    second_generation(files, instance, &both, &text).await?;
 
     for text in ["A='1'\n", "A='2'\n"] {
         let secret = Secret::new(text.to_owned());
@@ -48,8 +52,31 @@ pub async fn files(files: &impl Files, instance: &InstanceName) -> Result<(), Br
     for rule in ["data is set aside", "setting aside what is gone is success"] {
         done(rule, files.set_aside(instance, Timestamp::from_millis(1)).await)?;
         same(rule, &view(&both).await?, &nothing)?;
+        let second = done(rule, files.view(instance, first.next(), &both).await)?;
+        same("every generation is set aside", &second, &nothing)?;
     }
-    same("places do not move", &files.mounts(instance), &files.mounts(instance))
+    let mounts = files.mounts(instance, first);
+    same("places do not move", &files.mounts(instance, first), &mounts)?;
+    let other = files.mounts(instance, first.next());
+    let apart = other.data != mounts.data && other.secrets == mounts.secrets;
+    holds("generations have their own data and the same secrets", apart, (mounts, other))
+}
+
+/// A second generation beside the first, with its own files.
+async fn second_generation(
+    files: &impl Files,
+    instance: &InstanceName,
+    both: &BTreeSet<StatePath>,
+    text: &BTreeMap<StatePath, String>,
+) -> Result<(), Breach> {
+    let second = DataGeneration::FIRST.next();
+    let rule = "another generation has nothing of the first";
+    let found = done(rule, files.view(instance, second, both).await)?;
+    same(rule, &found, &FilesView::default())?;
+    let rule = "files are delivered to another generation";
+    done(rule, files.deliver(instance, second, text).await)?;
+    let found = done(rule, files.view(instance, second, both).await)?;
+    same(rule, &(found.data_present, found.files_present), &(true, true))
 }
 
 fn path(text: &str) -> Result<StatePath, Breach> {

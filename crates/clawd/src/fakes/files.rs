@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use claw_core::data::DataGeneration;
 use claw_core::name::{InstanceName, StatePath};
 use claw_core::spec::Secret;
 use claw_core::stamp::Digest;
@@ -13,6 +14,9 @@ use claw_core::time::Timestamp;
 
 use super::mishap::{Mishaps, Told};
 use crate::ports::{Files, FilesError, FilesView, Mounts};
+
+/// What a data directory holds.
+pub type FakeData = BTreeMap<StatePath, String>;
 
 /// Files in memory.
 #[derive(Debug, Clone)]
@@ -22,8 +26,10 @@ pub struct FakeFiles {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    data: BTreeMap<InstanceName, BTreeMap<StatePath, String>>,
+pub(super) struct State {
+    pub(super) data: BTreeMap<(InstanceName, DataGeneration), FakeData>,
+    /// Those whose copy is not complete.
+    pub(super) unfinished: BTreeSet<(InstanceName, DataGeneration)>,
     secrets: BTreeMap<InstanceName, Secret>,
     aside: Vec<InstanceName>,
 }
@@ -33,10 +39,40 @@ impl FakeFiles {
         Self { state: Rc::default(), mishaps }
     }
 
-    /// What was delivered to an instance.
+    pub(super) const fn state(&self) -> &Rc<RefCell<State>> {
+        &self.state
+    }
+
+    /// What the newest of an instance's data directories holds.
     #[must_use]
-    pub fn delivered(&self, name: &InstanceName) -> BTreeMap<StatePath, String> {
-        self.state.borrow().data.get(name).cloned().unwrap_or_default()
+    pub fn delivered(&self, name: &InstanceName) -> FakeData {
+        let state = self.state.borrow();
+        let mut own = state.data.iter().filter(|((instance, _), _)| instance == name);
+        own.next_back().map(|(_, data)| data.clone()).unwrap_or_default()
+    }
+
+    /// What a data directory holds, be it complete or not; none if there is none.
+    #[must_use]
+    pub fn data(&self, name: &InstanceName, data: DataGeneration) -> Option<FakeData> {
+        self.state.borrow().data.get(&(name.clone(), data)).cloned()
+    }
+
+    /// Makes a data directory hold exactly this, complete; with none it is gone.
+    pub fn set_data(&self, name: &InstanceName, data: DataGeneration, content: Option<FakeData>) {
+        let key = (name.clone(), data);
+        let mut state = self.state.borrow_mut();
+        state.unfinished.remove(&key);
+        match content {
+            Some(content) => state.data.insert(key, content),
+            None => state.data.remove(&key),
+        };
+    }
+
+    /// A gateway writes a file; the directory comes into being with it.
+    pub fn write(&self, name: &InstanceName, data: DataGeneration, path: &StatePath, text: &str) {
+        let mut state = self.state.borrow_mut();
+        let content = state.data.entry((name.clone(), data)).or_default();
+        content.insert(path.clone(), text.to_owned());
     }
 
     /// The secrets file of an instance.
@@ -75,9 +111,9 @@ fn failed(doing: &'static str) -> FilesError {
 }
 
 impl Files for FakeFiles {
-    fn mounts(&self, instance: &InstanceName) -> Mounts {
+    fn mounts(&self, instance: &InstanceName, data: DataGeneration) -> Mounts {
         Mounts {
-            data: PathBuf::from(format!("/fake/data/{instance}")),
+            data: PathBuf::from(format!("/fake/data/{instance}/{data}")),
             secrets: PathBuf::from(format!("/fake/run/{instance}/.env")),
         }
     }
@@ -85,13 +121,14 @@ impl Files for FakeFiles {
     async fn view(
         &self,
         instance: &InstanceName,
+        data: DataGeneration,
         delivered: &BTreeSet<StatePath>,
     ) -> Result<FilesView, FilesError> {
         if !self.mishaps.look("files-view").may_begin().await {
             return Err(failed("viewing"));
         }
         let state = self.state.borrow();
-        let data = state.data.get(instance);
+        let data = state.data.get(&(instance.clone(), data));
         Ok(FilesView {
             data_present: data.is_some(),
             files_present: data
@@ -103,10 +140,11 @@ impl Files for FakeFiles {
     async fn deliver(
         &self,
         instance: &InstanceName,
+        data: DataGeneration,
         files: &BTreeMap<StatePath, String>,
     ) -> Result<(), FilesError> {
         self.change("deliver", |state| {
-            state.data.entry(instance.clone()).or_default().extend(files.clone());
+            state.data.entry((instance.clone(), data)).or_default().extend(files.clone());
         })
         .await
     }
@@ -131,7 +169,10 @@ impl Files for FakeFiles {
 
     async fn set_aside(&self, instance: &InstanceName, _at: Timestamp) -> Result<(), FilesError> {
         self.change("set-aside", |state| {
-            if state.data.remove(instance).is_some() {
+            let before = state.data.len();
+            state.data.retain(|(name, _), _| name != instance);
+            state.unfinished.retain(|(name, _)| name != instance);
+            if state.data.len() < before {
                 state.aside.push(instance.clone());
             }
         })

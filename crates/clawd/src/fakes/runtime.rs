@@ -1,12 +1,14 @@
-//! Containers, images, networks.
+//! Containers, images, networks, trials.
+
+mod trials;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use claw_core::cutover::EXIT_NEEDS_MIGRATION;
 use claw_core::name::{ImageRef, InstanceName};
 use claw_core::observed::{ContainerState, Exit, ObservedContainer, ObservedNetwork};
 use claw_core::plan::ContainerPlan;
@@ -17,8 +19,12 @@ use super::FakeClock;
 use super::host::GATEWAY_PID;
 use super::mishap::{Mishaps, Told};
 use crate::ports::{
-    Clock as _, PullProgress, Runtime, RuntimeChange, RuntimeError, RuntimeEvent, RuntimeView,
+    Clock as _, Mounts, PullProgress, Runtime, RuntimeChange, RuntimeError, RuntimeEvent,
+    RuntimeView,
 };
+use trials::Trials;
+
+pub use trials::TrialOutcome;
 
 /// Events that may wait; tests make few.
 const QUEUE: usize = 4096;
@@ -37,7 +43,11 @@ struct State {
     present: BTreeSet<String>,
     networks: BTreeMap<InstanceName, ObservedNetwork>,
     containers: BTreeMap<InstanceName, ObservedContainer>,
-    addresses: BTreeMap<InstanceName, IpAddr>,
+    /// What each container was made from.
+    plans: BTreeMap<InstanceName, (ContainerPlan, Mounts)>,
+    /// Since when those that are frozen have been running.
+    frozen: BTreeMap<InstanceName, Timestamp>,
+    trials: Trials,
     made: u64,
     views: u64,
     down: Option<String>,
@@ -69,6 +79,18 @@ impl FakeRuntime {
     #[must_use]
     pub fn container(&self, name: &InstanceName) -> Option<ObservedContainer> {
         self.state.borrow().containers.get(name).cloned()
+    }
+
+    /// What an instance's container was made from.
+    #[must_use]
+    pub fn plan(&self, name: &InstanceName) -> Option<(ContainerPlan, Mounts)> {
+        self.state.borrow().plans.get(name).cloned()
+    }
+
+    /// The image of an instance's container.
+    #[must_use]
+    pub fn image(&self, name: &InstanceName) -> Option<ImageRef> {
+        self.plan(name).map(|(plan, _)| plan.image)
     }
 
     /// Containers that were ever made.
@@ -105,11 +127,13 @@ impl FakeRuntime {
     /// Every running container ends, and nobody is told.
     pub(super) fn end_all(&self, code: i64) {
         let at = self.clock.now();
-        for container in self.state.borrow_mut().containers.values_mut() {
-            if matches!(container.state, ContainerState::Running { .. }) {
+        let mut state = self.state.borrow_mut();
+        for container in state.containers.values_mut() {
+            if matches!(container.state, ContainerState::Running { .. } | ContainerState::Paused) {
                 container.state = ContainerState::Exited(Exit { code, oom: false, at });
             }
         }
+        state.trials.end_all(Exit { code, oom: false, at });
     }
 
     /// The daemon stops; containers live on.
@@ -165,11 +189,12 @@ impl FakeRuntime {
             RuntimeChange::RemoveNetwork(id) => {
                 state.networks.retain(|_, network| network.id != id)
             }
-            RuntimeChange::CreateContainer(plan, _) => create(&mut state, name, plan)?,
-            RuntimeChange::Start => start(&mut state, name, now)?,
-            RuntimeChange::Unpause(id) => {
-                set(&mut state, id, |_| ContainerState::Running { since: now, pid: GATEWAY_PID })
+            RuntimeChange::CreateContainer(plan, mounts) => {
+                create(&mut state, name, (plan, mounts))?
             }
+            RuntimeChange::Start => start(&mut state, name, now)?,
+            RuntimeChange::Pause(id) => freeze(&mut state, id)?,
+            RuntimeChange::Unpause(id) => thaw(&mut state, id),
             RuntimeChange::Stop(id, _) => set(&mut state, id, |before| match before {
                 ContainerState::Running { .. } | ContainerState::Paused => {
                     ContainerState::Exited(Exit { code: 0, oom: false, at: now })
@@ -177,7 +202,9 @@ impl FakeRuntime {
                 other => other.clone(),
             }),
             RuntimeChange::Remove(id) => {
-                let up = |c: &ObservedContainer| matches!(c.state, ContainerState::Running { .. });
+                let up = |c: &ObservedContainer| {
+                    matches!(c.state, ContainerState::Running { .. } | ContainerState::Paused)
+                };
                 if state.containers.values().any(|c| c.id == id && up(c)) {
                     return Err(refused("removing what runs"));
                 }
@@ -201,7 +228,7 @@ fn refused(doing: &'static str) -> RuntimeError {
 fn create(
     state: &mut State,
     name: &InstanceName,
-    plan: &ContainerPlan,
+    (plan, mounts): (&ContainerPlan, &Mounts),
 ) -> Result<(), RuntimeError> {
     if let Some(there) = state.containers.get(name) {
         let same = there.spec_digest == Some(plan.digest);
@@ -220,17 +247,50 @@ fn create(
         pids_limit: plan.resources.pids.count(),
         address: None,
     };
-    state.addresses.insert(name.clone(), plan.address);
+    state.plans.insert(name.clone(), (plan.clone(), mounts.clone()));
     state.containers.insert(name.clone(), container);
     Ok(())
 }
 
 fn start(state: &mut State, name: &InstanceName, now: Timestamp) -> Result<(), RuntimeError> {
+    let unfit = state
+        .plans
+        .get(name)
+        .is_some_and(|(plan, mounts)| state.trials.wants_migration(&plan.image, &mounts.data));
     let container = state.containers.get_mut(name).ok_or_else(|| refused("starting nothing"))?;
-    if !matches!(container.state, ContainerState::Running { .. }) {
-        container.state = ContainerState::Running { since: now, pid: GATEWAY_PID };
+    match container.state {
+        ContainerState::Running { .. } => {}
+        ContainerState::Paused => return Err(refused("starting what is frozen")),
+        _ if unfit => {
+            let exit = Exit { code: EXIT_NEEDS_MIGRATION, oom: false, at: now };
+            container.state = ContainerState::Exited(exit);
+        }
+        _ => container.state = ContainerState::Running { since: now, pid: GATEWAY_PID },
     }
     Ok(())
+}
+
+fn freeze(state: &mut State, id: &str) -> Result<(), RuntimeError> {
+    let found = state.containers.iter_mut().find(|(_, container)| container.id == id);
+    let (name, container) = found.ok_or_else(|| refused("freezing nothing"))?;
+    match container.state {
+        ContainerState::Paused => Ok(()),
+        ContainerState::Running { since, .. } => {
+            state.frozen.insert(name.clone(), since);
+            container.state = ContainerState::Paused;
+            Ok(())
+        }
+        _ => Err(refused("freezing what does not run")),
+    }
+}
+
+fn thaw(state: &mut State, id: &str) {
+    let found = state.containers.iter_mut().find(|(_, container)| container.id == id);
+    let frozen = found.filter(|(_, container)| container.state == ContainerState::Paused);
+    if let Some((name, container)) = frozen {
+        let since = state.frozen.remove(name).unwrap_or_default();
+        container.state = ContainerState::Running { since, pid: GATEWAY_PID };
+    }
 }
 
 fn set(state: &mut State, id: &str, change: impl Fn(&ContainerState) -> ContainerState) {
@@ -245,6 +305,7 @@ const fn name_of(change: &RuntimeChange<'_>) -> &'static str {
         RuntimeChange::RemoveNetwork(_) => "remove-network",
         RuntimeChange::CreateContainer(..) => "create-container",
         RuntimeChange::Start => "start",
+        RuntimeChange::Pause(_) => "pause",
         RuntimeChange::Unpause(_) => "unpause",
         RuntimeChange::Stop(..) => "stop",
         RuntimeChange::Remove(_) => "remove",
@@ -277,7 +338,7 @@ impl Runtime for FakeRuntime {
         if let Some(container) = &mut container
             && matches!(container.state, ContainerState::Running { .. })
         {
-            container.address = state.addresses.get(instance).copied();
+            container.address = state.plans.get(instance).map(|(plan, _)| plan.address);
         }
         Ok(RuntimeView {
             image_present: image.is_some_and(|image| state.present.contains(image.as_str())),

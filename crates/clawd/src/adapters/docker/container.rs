@@ -147,8 +147,16 @@ pub(super) fn digest_of(found: &ContainerInspectResponse) -> Option<Digest> {
 
 /// Whether a container runs and is not frozen.
 pub(super) fn is_running(found: &ContainerInspectResponse) -> bool {
-    let status = found.state.as_ref().and_then(|state| state.status);
-    status == Some(Status::RUNNING)
+    status(found) == Some(Status::RUNNING)
+}
+
+/// Whether a container runs and is frozen.
+pub(super) fn is_frozen(found: &ContainerInspectResponse) -> bool {
+    status(found) == Some(Status::PAUSED)
+}
+
+fn status(found: &ContainerInspectResponse) -> Option<Status> {
+    found.state.as_ref()?.status
 }
 
 fn label(found: &ContainerInspectResponse, name: &str) -> Option<String> {
@@ -183,7 +191,7 @@ pub(super) fn observed(
 }
 
 /// What a container is doing; `oom` is when the last out-of-memory event of it was seen.
-fn state(state: &State, oom: Option<Timestamp>) -> ContainerState {
+pub(super) fn state(state: &State, oom: Option<Timestamp>) -> ContainerState {
     let at = |text: &Option<String>| text.as_deref().and_then(instant).unwrap_or_default();
     match state.status {
         Some(Status::CREATED) => ContainerState::Created,
@@ -213,4 +221,4 @@ pub(super) fn instant(text: &str) -> Option<Timestamp> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

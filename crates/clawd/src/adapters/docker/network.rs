@@ -19,6 +19,9 @@ const BRIDGE_OPTION: &str = "com.docker.network.bridge.name";
 /// ever be a second, it is a mistake.
 const ICC_OPTION: &str = "com.docker.network.bridge.enable_icc";
 
+/// Whether Docker gives packets that leave the bridge the host's own address.
+const MASQUERADE_OPTION: &str = "com.docker.network.bridge.enable_ip_masquerade";
+
 /// Lists networks that have all of the labels.
 pub(super) async fn list(
     client: &bollard::Docker,
@@ -80,23 +83,40 @@ async fn filtered(
 }
 
 fn create_request(instance: &InstanceName, wanted: &InstanceNetwork) -> NetworkCreateRequest {
+    let labels = HashMap::from([(INSTANCE_LABEL.to_owned(), instance.to_string())]);
+    let options = bridge_options(wanted);
+    NetworkCreateRequest {
+        options: Some(options.into()),
+        labels: Some(labels),
+        ..bridge_request(network_name(instance), wanted)
+    }
+}
+
+/// A network without labels, from which Docker leads nothing out.
+pub(super) fn isolated_request(name: String, wanted: &InstanceNetwork) -> NetworkCreateRequest {
+    let mut options = HashMap::from(bridge_options(wanted));
+    options.insert(MASQUERADE_OPTION.to_owned(), "false".to_owned());
+    NetworkCreateRequest { options: Some(options), ..bridge_request(name, wanted) }
+}
+
+fn bridge_request(name: String, wanted: &InstanceNetwork) -> NetworkCreateRequest {
     let config = IpamConfig {
         subnet: Some(wanted.subnet()),
         gateway: Some(wanted.gateway().to_string()),
         ..IpamConfig::default()
     };
-    let ipam = Ipam { config: Some(vec![config]), ..Ipam::default() };
-    let options = [(BRIDGE_OPTION, wanted.bridge()), (ICC_OPTION, "false".to_owned())];
-    let labels = HashMap::from([(INSTANCE_LABEL.to_owned(), instance.to_string())]);
     NetworkCreateRequest {
-        name: network_name(instance),
+        name,
         driver: Some("bridge".to_owned()),
-        ipam: Some(ipam),
+        ipam: Some(Ipam { config: Some(vec![config]), ..Ipam::default() }),
         enable_ipv6: Some(false),
-        options: Some(options.map(|(name, value)| (name.to_owned(), value)).into()),
-        labels: Some(labels),
         ..NetworkCreateRequest::default()
     }
+}
+
+fn bridge_options(wanted: &InstanceNetwork) -> [(String, String); 2] {
+    [(BRIDGE_OPTION, wanted.bridge()), (ICC_OPTION, "false".to_owned())]
+        .map(|(name, value)| (name.to_owned(), value))
 }
 
 fn is_as_wanted(found: &Network, wanted: &InstanceNetwork) -> bool {

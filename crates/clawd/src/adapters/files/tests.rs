@@ -22,17 +22,17 @@ impl Place {
     }
 
     fn data(&self) -> PathBuf {
-        self.files.mounts(&name()).data
+        self.files.mounts(&name(), DataGeneration::FIRST).data
     }
 
     async fn deliver(&self, files: &[(&str, &str)]) -> Result<(), FilesError> {
         let files = files.iter().map(|(path, text)| (state(path), (*text).to_owned())).collect();
-        self.files.deliver(&name(), &files).await
+        self.files.deliver(&name(), DataGeneration::FIRST, &files).await
     }
 
     async fn view(&self, files: &[&str]) -> FilesView {
         let files = files.iter().map(|path| state(path)).collect();
-        self.files.view(&name(), &files).await.unwrap()
+        self.files.view(&name(), DataGeneration::FIRST, &files).await.unwrap()
     }
 }
 
@@ -139,7 +139,7 @@ async fn secrets_come_and_go() {
     for _again in 0..2 {
         place.files.write_secrets(&name(), &text).await.unwrap();
     }
-    let path = place.files.mounts(&name()).secrets;
+    let path = place.files.mounts(&name(), DataGeneration::FIRST).secrets;
     assert!(path.ends_with("run/secrets/demo/.env"));
     assert_eq!(std::fs::read_to_string(&path).unwrap(), text.reveal());
     assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o400, 0o700));
@@ -163,18 +163,83 @@ async fn secrets_never_reach_a_disk() {
     let on_tmpfs = Dir::open(place.dir.path()).unwrap().is_on_tmpfs().unwrap();
     let written = place.files.write_secrets(&name(), &Secret::new("x".to_owned())).await;
     assert_eq!(written.is_ok(), on_tmpfs, "{written:?}");
-    assert_eq!(place.files.mounts(&name()).secrets.exists(), on_tmpfs);
+    assert_eq!(place.files.mounts(&name(), DataGeneration::FIRST).secrets.exists(), on_tmpfs);
+}
+
+/// Every file below a directory, as path and text.
+fn tree(dir: &Path) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(next) = open.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                let name = path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned();
+                found.insert(name, std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// Data of two generations, snapshots and keys of an instance.
+async fn everything(place: &Place) {
+    place.deliver(&[("openclaw.json", "{}")]).await.unwrap();
+    let second = DataGeneration::FIRST.next();
+    place.files.deliver(&name(), second, &BTreeMap::new()).await.unwrap();
+    let repositories = place.dir.path().join("lib/repo");
+    std::fs::create_dir_all(repositories.join("demo")).unwrap();
+    std::fs::write(repositories.join("demo/config"), "repository").unwrap();
+    std::fs::write(repositories.join("demo.keys"), "sealed").unwrap();
+    std::fs::write(repositories.join("demo2.keys"), "of another").unwrap();
+}
+
+fn all_of_it() -> BTreeMap<String, String> {
+    let parts = [
+        ("data/gen-1/.env", ""),
+        ("data/gen-1/openclaw.json", "{}"),
+        ("data/gen-2/.env", ""),
+        ("keys", "sealed"),
+        ("repo/config", "repository"),
+    ];
+    parts.map(|(path, text)| (path.to_owned(), text.to_owned())).into()
 }
 
 #[tokio::test]
-async fn data_is_set_aside_and_kept() {
+async fn everything_is_set_aside_and_kept() {
     let place = Place::new();
-    place.deliver(&[("openclaw.json", "{}")]).await.unwrap();
-    let at = Timestamp::from_millis(42);
+    place.files.set_aside(&name(), Timestamp::from_millis(41)).await.unwrap();
+    let removed = place.dir.path().join("lib/removed");
+    assert!(!removed.exists(), "there was nothing to set aside");
+    everything(&place).await;
     for _again in 0..2 {
-        place.files.set_aside(&name(), at).await.unwrap();
+        place.files.set_aside(&name(), Timestamp::from_millis(42)).await.unwrap();
     }
     assert!(!place.view(&[]).await.data_present);
-    let aside = place.dir.path().join("lib/removed/demo.42/gen-1/openclaw.json");
-    assert_eq!(std::fs::read_to_string(aside).unwrap(), "{}");
+    assert_eq!(tree(&removed.join("demo.42")), all_of_it());
+    assert_eq!(std::fs::read_dir(&removed).unwrap().count(), 1);
+    assert!(place.dir.path().join("lib/repo/demo2.keys").exists(), "another's stays");
+
+    place.deliver(&[("openclaw.json", "{}")]).await.unwrap();
+    place.files.set_aside(&name(), Timestamp::from_millis(43)).await.unwrap();
+    assert_eq!(tree(&removed.join("demo.43")).len(), 2, "an instance of the same name later");
+}
+
+#[tokio::test]
+async fn setting_aside_goes_on_where_it_was_killed() {
+    let parts = [("repo/demo", "repo"), ("repo/demo.keys", "keys"), ("instances/demo", "data")];
+    for moved in 0..=parts.len() {
+        let place = Place::new();
+        everything(&place).await;
+        let lib = place.dir.path().join("lib");
+        std::fs::create_dir_all(lib.join("removed/.demo")).unwrap();
+        for (from, part) in &parts[..moved] {
+            std::fs::rename(lib.join(from), lib.join("removed/.demo").join(part)).unwrap();
+        }
+        place.files.set_aside(&name(), Timestamp::from_millis(42)).await.unwrap();
+        assert_eq!(tree(&lib.join("removed/demo.42")), all_of_it(), "killed after {moved}");
+        assert_eq!(std::fs::read_dir(lib.join("removed")).unwrap().count(), 1);
+    }
 }

@@ -8,7 +8,7 @@ use claw_core::unit::{MIB, Memory};
 
 use super::*;
 
-fn plan() -> ContainerPlan {
+pub(in super::super) fn plan() -> ContainerPlan {
     let network = AddressPool::STANDARD.network(Slot::new(0).unwrap());
     ContainerPlan {
         instance: InstanceName::parse("demo").unwrap(),
@@ -26,6 +26,7 @@ fn plan() -> ContainerPlan {
         network: "claw-demo".to_owned(),
         address: network.container(),
         dns: network.gateway(),
+        data: claw_core::data::DataGeneration::FIRST,
         state_dir: "/home/node/.openclaw",
         stop_grace: Duration::from_secs(330),
     }
