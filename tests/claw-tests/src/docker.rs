@@ -128,6 +128,17 @@ impl Docker {
         Ok(all.into_iter().filter(ours).collect())
     }
 
+    /// Containers and networks of an instance's trials, by their label.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn trials_of(&self, instance: &str) -> Result<Vec<Value>> {
+        let networks = self.request("GET", "/networks", None)?;
+        let networks = networks.as_array().cloned().context("no list")?;
+        let ours = |thing: &Value| thing["Labels"]["dev.claw.trial"] == instance;
+        Ok(self.containers()?.into_iter().chain(networks).filter(ours).collect())
+    }
+
     /// Kills a container (SIGKILL).
     ///
     /// # Errors

@@ -26,6 +26,9 @@ const EVERY: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Requests under way at the same time at most: all of those that are not answered in time, and some.
 const WORKERS: usize = 224;
+/// An answer that takes longer is as good as none while one waits for it: TCP alone tries again after a
+/// second only.
+const PROMPT: Duration = Duration::from_millis(200);
 /// A beat that is later than this is left out: the machine was busy, which is not the gateway's fault.
 const MOST_LATE: Duration = Duration::from_millis(50);
 
@@ -66,13 +69,15 @@ pub struct Heard {
     beats: Vec<Beat>,
 }
 
-/// A time without answers.
+/// A time without prompt answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
-    /// From the last request that was answered to the next one.
+    /// From the last request that was answered at once to the next one.
     pub length: Duration,
-    /// Requests between them.
+    /// Requests between them that failed.
     pub failed: usize,
+    /// Requests between them that were answered late.
+    pub late: usize,
 }
 
 impl Pulse {
@@ -152,18 +157,19 @@ impl Heard {
         acked.map(|beat| beat.key.clone()).collect()
     }
 
-    /// Times without answers, in their order.
+    /// Times without prompt answers, in their order.
     #[must_use]
     pub fn gaps(&self) -> Vec<Gap> {
-        let (mut gaps, mut last, mut failed) = (Vec::new(), None, 0);
+        let (mut gaps, mut last, mut failed, mut late) = (Vec::new(), None, 0, 0);
         for beat in &self.beats {
             match beat.outcome {
                 Outcome::Failed(_) => failed += 1,
+                Outcome::Acked(_) if beat.took > PROMPT => late += 1,
                 Outcome::Acked(_) => {
-                    let since = last.replace(beat.at);
-                    if failed > 0 {
-                        gaps.push(Gap { length: beat.at - since.unwrap_or(beat.at), failed });
-                        failed = 0;
+                    let length = beat.at - last.replace(beat.at).unwrap_or(beat.at);
+                    if failed + late > 0 {
+                        gaps.push(Gap { length, failed, late });
+                        (failed, late) = (0, 0);
                     }
                 }
             }
@@ -171,7 +177,7 @@ impl Heard {
         gaps
     }
 
-    /// All times without answers together.
+    /// All times without prompt answers together.
     #[must_use]
     pub fn outage(&self) -> Duration {
         self.gaps().iter().map(|gap| gap.length).sum()
@@ -194,7 +200,7 @@ impl fmt::Display for Heard {
         };
         write!(
             f,
-            "{} requests in {:.1} s, {} failed, {} ms without answers, slowest answer {} ms",
+            "{} requests in {:.1} s, {} failed, {} ms without prompt answers, slowest answer {} ms",
             self.beats.len(),
             length.as_secs_f64(),
             self.failures().count(),
@@ -272,7 +278,7 @@ mod tests {
         let start = now();
         let beat = |(number, word): (u32, &str)| Beat {
             at: start + EVERY * number,
-            took: Duration::from_millis(number.into()),
+            took: if word == "late" { PROMPT * 2 } else { Duration::from_millis(number.into()) },
             key: number.to_string(),
             outcome: match word {
                 "-" => Outcome::Failed("refused".to_owned()),
@@ -284,12 +290,13 @@ mod tests {
 
     #[test]
     fn gaps_reach_from_answer_to_answer() {
-        let heard = heard("a - - b b - b");
-        let gaps: Vec<_> = heard.gaps().iter().map(|g| (g.length.as_millis(), g.failed)).collect();
-        assert_eq!(gaps, [(30, 2), (20, 1)]);
-        assert_eq!(heard.outage().as_millis(), 50);
+        let heard = heard("a - - late b b - b");
+        let gaps: Vec<_> =
+            heard.gaps().iter().map(|g| (g.length.as_millis(), g.failed, g.late)).collect();
+        assert_eq!(gaps, [(40, 2, 1), (20, 1, 0)]);
+        assert_eq!(heard.outage().as_millis(), 60);
         assert_eq!(heard.failures().count(), 3);
-        assert_eq!(heard.slowest().as_millis(), 6);
+        assert_eq!(heard.slowest(), PROMPT * 2);
         assert_eq!(heard.acked(|tag| tag == "b").len(), 3);
     }
 }

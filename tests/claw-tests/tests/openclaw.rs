@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use claw_lab::{Cache, HostOptions, Network, images, progress};
+use claw_lab::{Cache, HostOptions, LabHost, Network, images, progress};
 use claw_tests::fleet::WEB_PORT;
 use claw_tests::{Docker, Instance, Rig, WebSocket, rig};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// 7–15 s on an idle machine, 50 s were seen on an overloaded one.
 const START: Duration = Duration::from_secs(180);
@@ -20,15 +20,9 @@ fn the_real_openclaw_is_served_through_the_whole_path() -> Result<()> {
     })?;
     rig.add(host);
     let (fleet, host) = (rig.fleet(), rig.host());
-    let mut instance = Instance::new("claw", host, &image.reference)
+    let instance = openclaw("claw", host, &image.reference)
         .with("identity", "# Ida\n\nYou are the subject of a test.\n")
         .with("allowedOrigins", json!(["http://claw.claw.localhost:8080"]));
-    instance.memory_mib = 2048;
-    instance.cpu_millis = 2000;
-    instance.startup_deadline_s = 180;
-    instance.hang_deadline_s = 120;
-    instance.min_healthy_s = 1;
-    instance.more.insert("resources".into(), json!({ "memory": "2GiB", "cpu": "2", "pids": 512 }));
 
     rig.step("OpenClaw is created and becomes healthy", || {
         fleet.apply(&instance)?;
@@ -75,8 +69,111 @@ fn the_real_openclaw_is_served_through_the_whole_path() -> Result<()> {
     })
 }
 
+/// Where the conversation is.
+const SESSION: &str = "agent:main:main";
+
+#[test]
+fn a_conversation_survives_update_pause_and_rollback() -> Result<()> {
+    let mut rig = Rig::without_hosts("talk", rig::QUICK)?;
+    let image = images::openclaw(&Cache::open(progress::terminal())?)?;
+    let next = format!("{}-next", image.reference);
+    let host =
+        rig.step("a host with its image, and the same again under another digest", || {
+            let host = rig.fleet().host(HostOptions::named("h1").with_image(&image))?;
+            let recipe = format!("FROM {}\nLABEL dev.claw.test=next\n", image.reference);
+            let built =
+                host.exec_with(&["docker", "build", "-t", &next, "-"], recipe.as_bytes(), START)?;
+            anyhow::ensure!(built.success(), "{built:?}");
+            Ok(host)
+        })?;
+    rig.add(host);
+    let (fleet, host) = (rig.fleet(), rig.host());
+    let mut instance = openclaw("claw", host, &image.reference);
+    instance.more.insert("update".into(), json!({ "rehearsal": "always" }));
+    instance.more.insert("backup".into(), json!({ "every": "0s", "drillEvery": "0s" }));
+    rig.step("somebody talks to it", || {
+        fleet.apply(&instance)?;
+        fleet.until_phase("claw", "running", START)?;
+        fleet.until_serving(host, "claw")?;
+        call(&rig, "sessions.create", &json!({ "key": SESSION }))?;
+        say(&rig, "before everything")
+    })?;
+    rig.step("it is updated, after a rehearsal, and remembers", || {
+        instance.image.clone_from(&next);
+        fleet.apply(&instance)?;
+        until_active(&rig, &next)?;
+        assert_eq!(heard(&rig)?, ["before everything"]);
+        fleet.take_snapshot("claw", "good", START)?;
+        say(&rig, "after the snapshot")
+    })?;
+    rig.step("it is paused and resumed, and remembers", || {
+        fleet.clawctl_ok(&["pause", "claw"])?;
+        fleet.until_phase("claw", "paused", START)?;
+        fleet.clawctl_ok(&["resume", "claw"])?;
+        fleet.until_phase("claw", "running", START)?;
+        fleet.until_serving(host, "claw")?;
+        assert_eq!(heard(&rig)?, ["before everything", "after the snapshot"]);
+        Ok(())
+    })?;
+    rig.step("it is rolled back, and knows only what was said before", || {
+        instance.more.insert("update".into(), json!({ "rehearsal": "never" }));
+        fleet.apply(&instance)?;
+        fleet.clawctl_ok(&["rollback", "claw", "--snapshot", "good"])?;
+        until_active(&rig, &next)?;
+        assert_eq!(heard(&rig)?, ["before everything"]);
+        Ok(())
+    })
+}
+
+/// An instance as customers have it.
+fn openclaw(name: &str, host: &LabHost, image: &str) -> Instance {
+    let mut instance = Instance::new(name, host, image);
+    instance.memory_mib = 2048;
+    instance.cpu_millis = 2000;
+    instance.startup_deadline_s = 180;
+    instance.hang_deadline_s = 120;
+    instance.min_healthy_s = 1;
+    instance.more.insert("resources".into(), json!({ "memory": "2GiB", "cpu": "2", "pids": 512 }));
+    instance
+}
+
+fn until_active(rig: &Rig, image: &str) -> Result<()> {
+    rig.fleet().until_status("claw", "the change to be over", START, |status| {
+        status["current"] == true
+            && status["phase"] == "running"
+            && status["active"]["image"] == image
+            && status["operation"].is_null()
+    })?;
+    rig.fleet().until_serving(rig.host(), "claw")
+}
+
+/// Calls a method of the gateway from within its container, as its own command line does.
+fn call(rig: &Rig, method: &str, parameters: &Value) -> Result<Value> {
+    let (token, parameters) = (rig.fleet().gateway_token("claw")?, parameters.to_string());
+    let argv = ["docker", "exec", "claw-claw", "openclaw", "gateway", "call", method];
+    let options = ["--json", "--token", &token, "--params", &parameters];
+    let said = rig.host().exec_ok(&[&argv[..], &options].concat())?;
+    let answer: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
+    anyhow::ensure!(answer["ok"] != false, "{answer}");
+    Ok(answer)
+}
+
+fn say(rig: &Rig, what: &str) -> Result<()> {
+    call(rig, "chat.inject", &json!({ "sessionKey": SESSION, "message": what })).map(drop)
+}
+
+/// Everything that was said, oldest first.
+fn heard(rig: &Rig) -> Result<Vec<String>> {
+    let history = call(rig, "chat.history", &json!({ "sessionKey": SESSION, "limit": 10 }))?;
+    let texts = rig::list(&history["messages"])?.iter().map(|message| {
+        let text = message["content"][0]["text"].as_str();
+        text.map(str::to_owned).with_context(|| format!("no text in {message}"))
+    });
+    texts.collect()
+}
+
 /// Greets the gateway as a backend client does; returns its answer.
-fn connect(rig: &Rig, token: &str) -> Result<serde_json::Value> {
+fn connect(rig: &Rig, token: &str) -> Result<Value> {
     let stream =
         rig.fleet().lab().connect(Network::Client, (rig.host().address(), WEB_PORT).into())?;
     let mut socket = WebSocket::open(stream, "claw.claw.localhost", "")?;
