@@ -1,6 +1,7 @@
 //! What every part of the agent shares: the machine, the journal, the board of reports.
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::time::Duration;
 
 use claw_core::address::AddressPool;
@@ -12,6 +13,7 @@ use crate::journal::{Journal, NewEvent};
 use crate::machine::Machine;
 use crate::ports::Clock as _;
 use crate::report::Board;
+use crate::roster::Roster;
 
 /// What every part of the agent shares. One thread, so an `Rc` of it is enough.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub struct Agent<M> {
     pub journal: Journal,
     /// What is reported.
     pub board: Board,
+    /// What the loops know of each other's instances.
+    pub roster: Rc<Roster>,
     /// What the configuration says.
     pub settings: Settings,
 }

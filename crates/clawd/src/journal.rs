@@ -11,6 +11,7 @@
 
 mod events;
 mod stored;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -30,6 +31,7 @@ use zeroize::Zeroizing;
 
 pub use events::{EventRange, Events, NewEvent};
 pub use stored::Unreadable;
+pub use versions::{Role, Versions};
 
 /// "CLWD" in ASCII: marks a database as an agent's journal.
 const APPLICATION_ID: i32 = 0x434c_5744;
@@ -85,6 +87,7 @@ CREATE TABLE note (
 ) STRICT;
 ",
     },
+    Migration { version: 3, sql: versions::TABLES },
 ];
 
 /// Things of the host, not of an instance, that the next agent must know.
@@ -131,6 +134,10 @@ pub struct Recovered {
     pub interrupted: u64,
     /// Notes of the host.
     pub notes: BTreeMap<Note, Vec<u8>>,
+    /// What instances can go back to.
+    pub versions: BTreeMap<InstanceName, Versions>,
+    /// Notes about instances' snapshots.
+    pub backup_notes: BTreeMap<InstanceName, Vec<u8>>,
 }
 
 /// A desired state as it was persisted.
@@ -390,6 +397,7 @@ impl Journal {
     pub async fn forget(&self, name: &InstanceName) -> Result<(), WriteFailure> {
         let name = name.clone();
         let job = self.writer.submit(move |db| {
+            versions::forget(db, &name)?;
             db.execute("DELETE FROM instance WHERE name = ?1", [name.as_str()]).map(|_rows| ())
         });
         outcome_of(job.await)
@@ -489,7 +497,8 @@ fn recover(db: &Connection, seal: &SealKey) -> Result<Recovered, Unreadable> {
         let value = select.query_row([note.key()], |row| row.get::<_, Vec<u8>>(0)).optional()?;
         notes.extend(value.map(|value| (note, value)));
     }
-    Ok(Recovered { state, instances, interrupted: 0, notes })
+    let (versions, backup_notes) = (versions::recover(db, seal)?, versions::notes(db)?);
+    Ok(Recovered { state, instances, interrupted: 0, notes, versions, backup_notes })
 }
 
 fn read_failed(error: ReadError<rusqlite::Error>) -> OpenFailure {

@@ -10,7 +10,8 @@
 //! # Where to start
 //!
 //! [`ports`] says what the agent needs from the machine, [`reconcile`] what it does with it,
-//! [`session`] how it talks to the coordinator, [`journal`] what it must not forget.
+//! [`session`] how it talks to the coordinator, [`journal`] what it must not forget, [`roster`] what its loops
+//! know of each other. Programs of their own in the same binary: [`dns`] and [`firewall`].
 
 pub mod adapters;
 pub mod agent;
@@ -30,5 +31,7 @@ pub mod machine;
 pub mod ports;
 pub mod reconcile;
 pub mod report;
+pub mod roster;
 pub mod run;
 pub mod session;
+pub mod snap_worker;

@@ -1,13 +1,14 @@
 //! All ports of one machine together, so that code is generic over one thing.
 
 use crate::ports::{
-    Clock, Files, Firewall, Gateway, Host, LoginLog, Proxy, Resolver, Runtime, Traffic, Uplink,
+    Clock, Files, Firewall, Gateway, Host, LoginLog, Proxy, Resolver, Runtime, Snapshots, Traffic,
+    Trials, Uplink, Volumes,
 };
 
 /// A machine: the real one, or a fake one in tests.
 pub trait Machine: 'static {
-    /// Containers, images, networks.
-    type Runtime: Runtime;
+    /// Containers, images, networks, trials.
+    type Runtime: Runtime + Trials;
     /// Data, delivered files, secrets.
     type Files: Files;
     /// The reverse proxy.
@@ -26,6 +27,10 @@ pub trait Machine: 'static {
     type Resolver: Resolver;
     /// The way to the coordinator.
     type Uplink: Uplink;
+    /// Data directories.
+    type Volumes: Volumes;
+    /// Snapshots of them.
+    type Snapshots: Snapshots;
 
     /// Containers, images, networks.
     fn runtime(&self) -> &Self::Runtime;
@@ -47,11 +52,15 @@ pub trait Machine: 'static {
     fn resolver(&self) -> &Self::Resolver;
     /// The way to the coordinator.
     fn uplink(&self) -> &Self::Uplink;
+    /// Data directories.
+    fn volumes(&self) -> &Self::Volumes;
+    /// Snapshots of them.
+    fn snapshots(&self) -> &Self::Snapshots;
 }
 
 /// A machine put together from its ports.
 #[derive(Debug)]
-pub struct Ports<R, F, P, G, H, C, W, L, D, U> {
+pub struct Ports<R, F, P, G, H, C, W, L, D, U, V, S> {
     /// Containers, images, networks.
     pub runtime: R,
     /// Data, delivered files, secrets.
@@ -72,11 +81,15 @@ pub struct Ports<R, F, P, G, H, C, W, L, D, U> {
     pub resolver: D,
     /// The way to the coordinator.
     pub uplink: U,
+    /// Data directories.
+    pub volumes: V,
+    /// Snapshots of them.
+    pub snapshots: S,
 }
 
-impl<R, F, P, G, H, C, W, L, D, U> Machine for Ports<R, F, P, G, H, C, W, L, D, U>
+impl<R, F, P, G, H, C, W, L, D, U, V, S> Machine for Ports<R, F, P, G, H, C, W, L, D, U, V, S>
 where
-    R: Runtime + 'static,
+    R: Runtime + Trials + 'static,
     F: Files + 'static,
     P: Proxy + 'static,
     G: Gateway + 'static,
@@ -86,6 +99,8 @@ where
     L: LoginLog + 'static,
     D: Resolver + 'static,
     U: Uplink + 'static,
+    V: Volumes + 'static,
+    S: Snapshots + 'static,
 {
     type Runtime = R;
     type Files = F;
@@ -97,6 +112,8 @@ where
     type LoginLog = L;
     type Resolver = D;
     type Uplink = U;
+    type Volumes = V;
+    type Snapshots = S;
 
     fn runtime(&self) -> &R {
         &self.runtime
@@ -136,5 +153,13 @@ where
 
     fn uplink(&self) -> &U {
         &self.uplink
+    }
+
+    fn volumes(&self) -> &V {
+        &self.volumes
+    }
+
+    fn snapshots(&self) -> &S {
+        &self.snapshots
     }
 }

@@ -293,10 +293,7 @@ pub trait Gateway {
     /// Looks once at `/startupz` directly, then through the proxy, then at `/readyz`; at most 5 s.
     fn look(&self, host: &VirtualHost) -> impl Future<Output = GatewayAnswer>;
     /// As [`Self::look`], at a gateway that no reverse proxy serves.
-    fn look_directly(
-        &self,
-        gateway: std::net::SocketAddr,
-    ) -> impl Future<Output = GatewayAnswer>;
+    fn look_directly(&self, gateway: std::net::SocketAddr) -> impl Future<Output = GatewayAnswer>;
 }
 
 /// The host itself (sysinfo, /proc, cgroups).

@@ -1,8 +1,10 @@
 //! Observe → plan → execute → report, for every instance and without end.
 //!
 //! [`host::HostLoop`] owns the instances: it takes desired states, passes on what Docker says and
-//! feeds the watchdog. Each instance has a loop of its own ([`instance`]); they progress independently.
-//! Nothing but [`execute`] and, for the host as a whole, [`firewall`] changes the machine.
+//! feeds the watchdog. Each instance has a loop of its own ([`instance`]); they progress independently. One
+//! more, [`backups`], takes snapshots of all of them.
+//! Nothing but [`execute`], [`prepare`] (for a change of version) and [`trial`], and, for the host as a whole,
+//! [`firewall`] and [`backups`], changes the machine.
 //!
 //! What it does not do: talk to the coordinator. Offers come in through a mailbox in which only the
 //! newest counts; reports go to the board.
@@ -10,14 +12,21 @@
 //! Where to start: [`host::HostLoop::run`], then [`instance`].
 
 pub mod accept;
+mod backups;
 pub mod deadline;
 pub mod execute;
 mod exits;
 mod firewall;
+mod freeze;
 mod health;
 pub mod host;
 mod instance;
 pub mod observe;
+mod prepare;
+mod trial;
 mod wake;
 
+pub use backups::{BackupRequest, BackupWork, Extent};
 pub use host::{HostLoop, Inbox, Offer, Request};
+pub use trial::TrialFailure;
+pub use wake::{Bell, Cause};

@@ -3,6 +3,8 @@
 //! Writers never wait: the session reads the board when it is ready to send. It holds no history
 //! beyond what a report carries.
 
+mod backups;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -11,11 +13,14 @@ use claw_core::address::InstanceNetwork;
 use claw_core::firewall::{Effective, NetworkPolicy};
 use claw_core::name::InstanceName;
 use claw_core::report::{
-    BlockedTraffic, FirewallReport, HealthChange, InstanceReport, Phase, StatusReport, Usage,
+    BackupSummary, BlockedTraffic, FirewallReport, HealthChange, InstanceReport, Phase,
+    StatusReport, Usage,
 };
 use claw_core::stamp::{Generation, Stamp};
 use claw_core::time::Timestamp;
 use tokio::sync::watch;
+
+use backups::Data;
 
 /// Changes of health that a report carries (contract of [`InstanceReport`]).
 const MAX_HEALTH_HISTORY: usize = 16;
@@ -41,6 +46,8 @@ struct State {
     inventory: BTreeSet<InstanceName>,
     /// The last generation for which the firewall has done what it could.
     firewall_settled: Option<Generation>,
+    /// Long operations, snapshots, keys.
+    data: Data,
 }
 
 impl Default for Board {
@@ -121,7 +128,10 @@ impl Board {
             Some(pid) => state.pids.insert(name.clone(), pid),
             None => state.pids.remove(&name),
         };
-        let settled = is_settled(report.phase) && report.step.is_none();
+        report.operation = state.data.operation(&name);
+        report.backup = state.data.summary(&name);
+        let changing = state.data.is_changing(&name);
+        let settled = is_settled(report.phase) && report.step.is_none() && !changing;
         if settled {
             state.settled.insert(name.clone());
         } else {
@@ -143,6 +153,7 @@ impl Board {
     /// Reports an instance as gone.
     pub fn removed(&self, name: &InstanceName, generation: Generation) {
         let report = InstanceReport { phase: Phase::Removed, ..pending(name, generation) };
+        self.state.borrow_mut().data.forget(name);
         self.report(report, None);
     }
 
@@ -256,6 +267,10 @@ pub fn pending(name: &InstanceName, generation: Generation) -> InstanceReport {
         health_history: Vec::new(),
         usage: None,
         blocked: BlockedTraffic::default(),
+        operation: None,
+        active: None,
+        refused: None,
+        backup: BackupSummary::default(),
     }
 }
 
@@ -270,6 +285,11 @@ pub fn push_health(history: &mut Vec<HealthChange>, change: HealthChange) {
 const fn is_settled(phase: Phase) -> bool {
     matches!(
         phase,
-        Phase::Running | Phase::Stopped | Phase::CrashLoop | Phase::Failed | Phase::Removed
+        Phase::Running
+            | Phase::Stopped
+            | Phase::Paused
+            | Phase::CrashLoop
+            | Phase::Failed
+            | Phase::Removed
     )
 }

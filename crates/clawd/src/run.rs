@@ -20,7 +20,9 @@ use crate::adapters::host::Machine as HostAdapter;
 use crate::adapters::iptables::Iptables;
 use crate::adapters::login_log::SystemLoginLog;
 use crate::adapters::nginx::{Nginx, NginxSettings, every_address};
+use crate::adapters::snapshots::{Launcher, SnapshotSettings, SnapshotWorker};
 use crate::adapters::uplink::CoordinatorUplink;
+use crate::adapters::volumes::DirectoryVolumes;
 use crate::agent::{Agent, Settings};
 use crate::config::Config;
 use crate::firewall::{WEB_PORT, web_ports};
@@ -35,6 +37,9 @@ use claw_core::event::{EventKind, Severity};
 
 /// How often progress is checked when no service manager asks for it.
 const BEAT: Duration = Duration::from_secs(60);
+/// Where the service manager waits for jobs on snapshots, below the runtime directory
+/// (clawd-snapshots.socket).
+const SNAP_SOCKET: &str = "snapshots.sock";
 /// Threads for what blocks: files and name resolution. Few, because each has a stack and an arena.
 const BLOCKING_THREADS: usize = 4;
 
@@ -86,8 +91,13 @@ pub async fn run(config: &Config) -> Result<(), StartError> {
     let machine = real_machine(config);
     let now = machine.clock().now();
     let (journal, recovered) = Journal::open(&config.data_dir, now)?;
-    let agent =
-        Rc::new(Agent { machine, journal, board: Board::default(), settings: settings(config) });
+    let agent = Rc::new(Agent {
+        machine,
+        journal,
+        board: Board::default(),
+        roster: Rc::default(),
+        settings: settings(config),
+    });
     let held = recovered.instances.len();
     agent.event(
         None,
@@ -145,7 +155,10 @@ fn real_machine(config: &Config) -> impl Machine + use<> {
         medium: SecretsMedium::Memory,
         owner: GATEWAY_OWNER,
     });
+    let launcher = Launcher::Systemd(config.run_dir.join(SNAP_SOCKET));
     Ports {
+        volumes: DirectoryVolumes::new(config.data_dir.clone(), GATEWAY_OWNER),
+        snapshots: SnapshotWorker::new(SnapshotSettings::new(config.data_dir.clone(), launcher)),
         runtime: Docker::new(config.docker_socket.clone()),
         files,
         proxy,

@@ -9,6 +9,7 @@
 //! Where to start: [`Session::run`], then [`link`] for what happens on a live stream.
 
 pub mod address;
+mod backups;
 pub mod dial;
 mod link;
 mod outbox;

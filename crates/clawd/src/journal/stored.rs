@@ -4,6 +4,8 @@
 //! file. Unknown fields are ignored: an older agent can open the journal of a newer one with the same
 //! schema version.
 
+mod cutover;
+
 use claw_core::name::NameError;
 use claw_core::observed::{Exit, Record};
 use claw_core::plan::StopReason;
@@ -22,8 +24,11 @@ pub enum Unreadable {
     #[error("cannot query")]
     Query(#[from] rusqlite::Error),
     /// A name is invalid.
-    #[error("it holds an invalid instance name")]
+    #[error("it holds an invalid name")]
     Name(#[source] NameError),
+    /// A data directory has the number 0.
+    #[error("it holds the impossible data directory 0")]
+    Data,
     /// A slot is out of range.
     #[error("it holds the impossible slot {slot}")]
     Slot {
@@ -63,6 +68,7 @@ struct StoredRecord {
     start: Option<StoredStart>,
     boot: Option<String>,
     healthy: Option<StoredHealthy>,
+    versions: cutover::StoredVersions,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -127,6 +133,7 @@ pub(super) fn encode(remembered: &Remembered) -> String {
             since: run.since.millis(),
             healthy_since: run.healthy_since.millis(),
         }),
+        versions: cutover::StoredVersions::of(record),
     };
     // Numbers, texts and lists: nothing that JSON cannot hold.
     serde_json::to_string(&stored).unwrap_or_default()
@@ -136,13 +143,13 @@ pub(super) fn encode(remembered: &Remembered) -> String {
 pub(super) fn decode(text: &str) -> Result<Remembered, Unreadable> {
     let stored: StoredRecord = serde_json::from_str(text)?;
     let failures = stored.failures.into_iter().map(Timestamp::from_millis).collect();
-    let record = Record {
+    let mut record = Record {
         restarts_done: stored.restarts_done,
         started_with_secrets: digest("started_with_secrets", stored.started_with_secrets)?,
         history: RestartHistory::restore(digest("history_spec", stored.history_spec)?, failures),
-        pull_not_before: None,
-        retry_not_before: None,
+        ..Record::default()
     };
+    stored.versions.into_record(&mut record)?;
     let exit = |exit: StoredExit| Exit {
         code: exit.code,
         oom: exit.oom,
@@ -171,11 +178,12 @@ fn digest(column: &'static str, text: Option<String>) -> Result<Option<Digest>, 
 }
 
 fn stop(stop: StoredStop) -> Result<StopIntent, Unreadable> {
-    const REASONS: [StopReason; 6] = [
+    const REASONS: [StopReason; 7] = [
         StopReason::Wanted,
         StopReason::Restart,
         StopReason::Replacement,
         StopReason::Removal,
+        StopReason::Revert,
         StopReason::StartupDeadline,
         StopReason::Hung,
     ];

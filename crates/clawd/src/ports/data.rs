@@ -80,6 +80,8 @@ pub struct Measure {
 pub enum Writers {
     /// Nobody does: whatever is read is whole, and anything that changes meanwhile is an error.
     Nobody,
+    /// As nobody, but only for a moment, in which a container is held still: nothing is made durable.
+    Held,
     /// Somebody may: what vanishes or changes meanwhile is no error, and the result is good only as
     /// the beginning of a later copy.
     Somebody,
@@ -113,7 +115,7 @@ pub trait Volumes {
     /// Makes `into` hold exactly what `from` holds, `tmp/` left empty: contents, owners, modes, times,
     /// links, extended attributes. Repeatable: what is the same already is left alone, told by size and
     /// times of both and by what was written earlier, so the second time takes a walk and no more. What
-    /// `into` has and `from` has not is removed. Durable when it returns with [`Writers::Nobody`].
+    /// `into` has and `from` has not is removed. Durable when it returns, but for [`Writers::Held`].
     fn copy(
         &self,
         instance: &InstanceName,

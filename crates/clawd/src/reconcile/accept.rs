@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use claw_core::address::{AddressPool, Slot};
+use claw_core::data::DataGeneration;
 use claw_core::firewall::{Surroundings, check};
 use claw_core::host::{HostState, check_removal};
 use claw_core::name::{InstanceName, StatePath};
@@ -149,7 +150,13 @@ pub fn render(
                 continue;
             }
         };
-        let desired = DesiredInstance { name: name.clone(), generation, network, target };
+        let desired = DesiredInstance {
+            name: name.clone(),
+            generation,
+            network,
+            data: DataGeneration::FIRST,
+            target,
+        };
         rendered.targets.insert(name.clone(), desired);
     }
     rendered
@@ -157,7 +164,7 @@ pub fn render(
 
 /// Everything that keeps a gateway from starting with what it would be given.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Faults(Vec<String>);
+pub(super) struct Faults(Vec<String>);
 
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -165,7 +172,7 @@ impl fmt::Display for Faults {
     }
 }
 
-fn deliver(spec: &InstanceSpec, bridge: std::net::IpAddr) -> Result<Delivery, Faults> {
+pub(super) fn deliver(spec: &InstanceSpec, bridge: std::net::IpAddr) -> Result<Delivery, Faults> {
     let mut faults = Vec::new();
     if spec.gateway_token().is_none_or(|token| token.reveal().is_empty()) {
         faults.push(format!("the secret {GATEWAY_TOKEN} is missing: the gateway would invent one"));

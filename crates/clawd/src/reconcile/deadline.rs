@@ -15,6 +15,8 @@ pub const CHANGE: Duration = Duration::from_secs(90);
 pub const AFTER_GRACE: Duration = Duration::from_secs(60);
 /// A pull, however slow: silence is bounded by the port itself.
 pub const PULL: Duration = Duration::from_secs(2 * 3600);
+/// Copying, migrating or deleting the data of an instance: gigabytes on a slow disk.
+pub const DATA: Duration = Duration::from_secs(2 * 3600);
 /// The journal.
 pub const JOURNAL: Duration = Duration::from_secs(30);
 

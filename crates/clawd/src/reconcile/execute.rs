@@ -17,12 +17,13 @@ use claw_core::plan::{DesiredInstance, Plan, Step};
 use claw_core::time::Timestamp;
 
 use super::deadline::{self, Elapsed, within};
+use super::trial::{self, TrialFailure};
 use crate::agent::Agent;
 use crate::journal::{Remembered, StartIntent, StepOutcome, StopIntent, WriteFailure};
 use crate::machine::Machine;
 use crate::ports::{
-    Clock as _, Files as _, FilesError, Host as _, Proxy as _, ProxyError, PullProgress,
-    Runtime as _, RuntimeChange, RuntimeError,
+    Clock as _, Files as _, FilesError, Host as _, JobProgress, Proxy as _, ProxyError,
+    PullProgress, Runtime as _, RuntimeChange, RuntimeError, VolumeError, Volumes as _, Writers,
 };
 
 /// A stop may end this long after its grace and still be the one that was wanted.
@@ -43,6 +44,12 @@ pub enum StepError {
     /// The journal.
     #[error(transparent)]
     Journal(#[from] WriteFailure),
+    /// A data directory.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The migration of its state.
+    #[error(transparent)]
+    Migration(#[from] TrialFailure),
     /// The step's deadline.
     #[error(transparent)]
     Stuck(#[from] Elapsed),
@@ -234,6 +241,7 @@ const fn works_without_journal(step: &Step) -> bool {
 fn limit(step: &Step) -> Duration {
     match step {
         Step::PullImage { .. } => deadline::PULL,
+        Step::CopyData { .. } | Step::MigrateData { .. } | Step::DropData { .. } => deadline::DATA,
         Step::StopContainer { grace, .. } => grace.saturating_add(deadline::AFTER_GRACE),
         _ => deadline::CHANGE,
     }
@@ -255,11 +263,13 @@ async fn one<M: Machine>(
         }
         Step::CreateNetwork { network } => runtime(RuntimeChange::CreateNetwork(network)).await?,
         Step::RemoveNetwork { id } => runtime(RuntimeChange::RemoveNetwork(id)).await?,
-        Step::DeliverFiles { files, .. } => machine.files().deliver(name, files).await?,
+        Step::DeliverFiles { data, files, .. } => {
+            machine.files().deliver(name, *data, files).await?;
+        }
         Step::WriteSecrets { text, .. } => machine.files().write_secrets(name, text).await?,
         Step::RemoveSecrets => machine.files().remove_secrets(name).await?,
         Step::CreateContainer { container } => {
-            let mounts = machine.files().mounts(name);
+            let mounts = machine.files().mounts(name, container.data);
             runtime(RuntimeChange::CreateContainer(container, &mounts)).await?;
         }
         Step::StartContainer { .. } => runtime(RuntimeChange::Start).await?,
@@ -271,6 +281,13 @@ async fn one<M: Machine>(
         }
         Step::PublishProxy { host } => machine.proxy().publish(host).await?,
         Step::UnpublishProxy => machine.proxy().unpublish(name).await?,
+        Step::CopyData { from, into } => {
+            let progress = |at: JobProgress| show(format!("{} {}", step.name(), copied_text(at)));
+            let volumes = machine.volumes();
+            volumes.copy(name, *from, *into, Writers::Nobody, &progress).await?;
+        }
+        Step::MigrateData { container } => trial::migrate(agent, container).await?,
+        Step::DropData { data } => machine.volumes().remove(name, *data).await?,
         Step::SetDataAside => machine.files().set_aside(name, machine.clock().now()).await?,
         Step::Forget => agent.journal.forget(name).await?,
     }
@@ -280,4 +297,9 @@ async fn one<M: Machine>(
 fn progress_text(at: PullProgress) -> String {
     const MIB: u64 = claw_core::unit::MIB;
     format!("{} of {} MiB", at.current_bytes / MIB, at.total_bytes / MIB)
+}
+
+fn copied_text(at: JobProgress) -> String {
+    const MIB: u64 = claw_core::unit::MIB;
+    format!("{} of {} MiB", at.done_bytes / MIB, at.total_bytes / MIB)
 }

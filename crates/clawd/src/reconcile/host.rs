@@ -19,12 +19,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::accept::{Accepted, Held, Refused, Verdict, judge_offer, render};
+use super::backups::{BackupRequest, Backups, BackupsHandle};
 use super::deadline::{self, within};
 use super::firewall::{FirewallLoop, FirewallTarget, Meter, Noted, detail, guard};
 use super::instance::{InstanceLoop, Pulse};
+use super::trial;
 use super::wake::{Bell, Cause};
 use crate::agent::Agent;
-use crate::journal::{Note, Recovered, Remembered, WriteFailure};
+use crate::journal::{Note, Recovered, Remembered, Versions, WriteFailure};
 use crate::logging::chain;
 use crate::machine::Machine;
 use crate::ports::{Clock as _, Runtime as _, RuntimeEvent};
@@ -59,6 +61,8 @@ pub enum Request {
     Observe(Option<InstanceName>, oneshot::Sender<Result<(), UnknownInstance>>),
     /// Tell everything of the firewall.
     Firewall(oneshot::Sender<Result<Box<FirewallDetail>, String>>),
+    /// Do something with an instance's snapshots.
+    Backup(BackupRequest),
 }
 
 /// There is no such instance here.
@@ -101,8 +105,9 @@ pub struct HostLoop<M> {
     instances: BTreeMap<InstanceName, Member>,
     firewall: watch::Sender<Option<Rc<FirewallTarget>>>,
     surroundings: watch::Receiver<Surroundings>,
-    /// The loop of the firewall and the guard against guessing.
-    _helpers: [Helper; 2],
+    backups: BackupsHandle,
+    /// The loop of the firewall, the guard against guessing, the loop of snapshots.
+    _helpers: [Helper; 3],
 }
 
 /// A task that ends with its owner.
@@ -139,7 +144,7 @@ impl<M> std::fmt::Debug for HostLoop<M> {
 impl<M: Machine> HostLoop<M> {
     /// A loop that goes on where `recovered` ends. Must be called within a `LocalSet`.
     #[must_use]
-    pub fn new(agent: Rc<Agent<M>>, recovered: Recovered) -> (Self, Inbox) {
+    pub fn new(agent: Rc<Agent<M>>, mut recovered: Recovered) -> (Self, Inbox) {
         let (offers, offers_in) = watch::channel(None);
         let (requests, requests_in) = mpsc::channel(REQUESTS);
         let (firewall, targets) = watch::channel(None);
@@ -148,14 +153,24 @@ impl<M: Machine> HostLoop<M> {
         let noted = Noted::read(&recovered.notes);
         let keeper = FirewallLoop::new(Rc::clone(&agent), targets, survey, noted, meter);
         let guard = guard(Rc::clone(&agent));
+        let notes = std::mem::take(&mut recovered.backup_notes);
+        let (keeps, backups) = Backups::new(Rc::clone(&agent), notes);
         let helpers = [
             Helper(tokio::task::spawn_local(keeper.run())),
             Helper(tokio::task::spawn_local(guard)),
+            Helper(tokio::task::spawn_local({
+                let agent = Rc::clone(&agent);
+                async move {
+                    trial::sweep(&agent).await;
+                    keeps.run().await;
+                }
+            })),
         ];
         let mut host = Self {
             agent,
             firewall,
             surroundings,
+            backups,
             _helpers: helpers,
             offers: offers_in,
             requests: requests_in,
@@ -233,7 +248,7 @@ impl<M: Machine> HostLoop<M> {
             );
             return;
         };
-        self.resume_state(&persisted.stamp, &state, recovered.instances);
+        self.resume_state(&persisted.stamp, &state, recovered.instances, &recovered.versions);
     }
 
     fn resume_state(
@@ -241,6 +256,7 @@ impl<M: Machine> HostLoop<M> {
         stamp: &Stamp,
         state: &HostState,
         mut remembered: BTreeMap<InstanceName, (Slot, Remembered)>,
+        versions: &BTreeMap<InstanceName, Versions>,
     ) {
         let rendered = render(state, stamp.generation, &self.slots, self.agent.settings.pool);
         let names: BTreeSet<InstanceName> = self.slots.keys().cloned().collect();
@@ -250,7 +266,8 @@ impl<M: Machine> HostLoop<M> {
         }
         for (name, desired) in rendered.targets {
             let (_, remembered) = remembered.remove(&name).unzip();
-            self.spawn(desired, remembered.unwrap_or_default());
+            let versions = versions.get(&name).cloned().unwrap_or_default();
+            self.spawn(desired, remembered.unwrap_or_default(), &versions);
         }
         self.want_firewall(state, stamp);
         let gone = state.confirm_removal.iter().filter(|name| !names.contains(*name));
@@ -312,7 +329,7 @@ impl<M: Machine> HostLoop<M> {
                 Some(member) => {
                     member.target.send_replace(Rc::new(desired));
                 }
-                None => self.spawn(desired, Remembered::default()),
+                None => self.spawn(desired, Remembered::default(), &Versions::default()),
             }
         }
         let message = format!("state {stamp} with {} instances", names.len());
@@ -327,7 +344,7 @@ impl<M: Machine> HostLoop<M> {
         self.firewall.send_replace(Some(Rc::new(target)));
     }
 
-    fn spawn(&mut self, desired: DesiredInstance, remembered: Remembered) {
+    fn spawn(&mut self, desired: DesiredInstance, remembered: Remembered, versions: &Versions) {
         let name = desired.name.clone();
         let (target, targets) = watch::channel(Rc::new(desired));
         let (bell, pulse) = (Rc::<Bell>::default(), Rc::<Pulse>::default());
@@ -337,6 +354,7 @@ impl<M: Machine> HostLoop<M> {
             Rc::clone(&bell),
             Rc::clone(&pulse),
             remembered,
+            versions,
         );
         let (ended, name_of_task) = (self.ended.0.clone(), name.clone());
         let task = tokio::task::spawn_local(async move {
@@ -364,7 +382,8 @@ impl<M: Machine> HostLoop<M> {
         if let Err(error) = self.agent.journal.add(name, slot).await {
             tracing::error!(instance = name.as_str(), error = chain(&error), "cannot journal");
         }
-        self.spawn(DesiredInstance::clone(&desired), Remembered::default());
+        let desired = DesiredInstance::clone(&desired);
+        self.spawn(desired, Remembered::default(), &Versions::default());
     }
 
     async fn heard(&mut self, event: RuntimeEvent) {
@@ -406,6 +425,7 @@ impl<M: Machine> HostLoop<M> {
     fn answer(&self, request: Request) {
         let (name, reply) = match request {
             Request::Observe(name, reply) => (name, reply),
+            Request::Backup(request) => return self.backups.request(request),
             Request::Firewall(reply) => {
                 let agent = Rc::clone(&self.agent);
                 tokio::task::spawn_local(async move {

@@ -6,14 +6,18 @@
 //! one that differs only in its generation does not.
 
 mod describe;
+mod steer;
 
 use std::rc::Rc;
 use std::time::Duration;
 
 use claw_core::backoff::{Backoff, Bounds};
+use claw_core::backup::SnapshotCause;
 use claw_core::event::{EventKind, Severity};
 use claw_core::observed::{ContainerState, ObservedContainer, ObservedInstance};
-use claw_core::plan::{DesiredInstance, Plan, Step, Target, container_digest, plan, virtual_host};
+use claw_core::plan::{
+    DesiredInstance, Plan, Step, Target, Wait, container_digest, plan, virtual_host,
+};
 use claw_core::spec::RunState;
 use claw_core::stamp::Digest;
 use claw_core::time::Timestamp;
@@ -24,13 +28,16 @@ use super::execute::{self, Ledger, StepError, StepFailure};
 use super::exits::{self, ExitCause, Noted};
 use super::health::{HealthWatch, Turn};
 use super::observe::{Facts, ObserveError, observe, observed};
+use super::prepare::{PrepareError, Prepared};
 use super::wake::{Bell, Cause};
 use crate::agent::Agent;
-use crate::journal::Remembered;
+use crate::journal::{Remembered, Versions};
 use crate::logging::chain;
 use crate::machine::Machine;
 use crate::ports::{Clock as _, Gateway as _, GatewayAnswer, Host as _, RuntimeError};
+use crate::roster::Member;
 use describe::{Describer, Seen};
+use steer::{Steered, Steering};
 
 /// After a step failed.
 const STEP_RETRY: Bounds =
@@ -57,6 +64,9 @@ pub(super) struct InstanceLoop<M> {
     retries: Retries,
     repeats: (String, u32),
     describer: Describer,
+    steering: Steering,
+    /// The version that runs or shall run, and for which the facts are.
+    effective: Rc<DesiredInstance>,
     first_look: bool,
 }
 
@@ -94,12 +104,21 @@ enum Next {
     Forgotten,
 }
 
+/// How carrying out a plan ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Worked {
+    Done,
+    Superseded,
+    Forgotten,
+}
+
 /// What ended a wait.
 enum Woken {
     Target,
     Bell(Cause),
     Time,
     Answer(GatewayAnswer),
+    Prepared(Result<Prepared, PrepareError>),
     Abandoned,
 }
 
@@ -110,8 +129,10 @@ impl<M: Machine> InstanceLoop<M> {
         bell: Rc<Bell>,
         pulse: Rc<Pulse>,
         remembered: Remembered,
+        versions: &Versions,
     ) -> Self {
         let describer = Describer::new(&targets.borrow(), &remembered);
+        let effective = Rc::clone(&targets.borrow());
         Self {
             agent,
             targets,
@@ -124,6 +145,8 @@ impl<M: Machine> InstanceLoop<M> {
             retries: Retries::new(),
             repeats: (String::new(), 0),
             describer,
+            steering: Steering::new(versions),
+            effective,
             first_look: true,
         }
     }
@@ -137,10 +160,10 @@ impl<M: Machine> InstanceLoop<M> {
             self.pulse.busy_since.set(None);
             match next {
                 Next::Again => {}
-                Next::Forgotten => return,
+                Next::Forgotten => return self.agent.roster.remove(&desired.name),
                 Next::Wait(until) => {
-                    let woken = self.wait(&desired, until).await;
-                    if !self.take(woken, &desired) {
+                    let woken = self.wait(until).await;
+                    if !self.take(woken, &desired).await {
                         return;
                     }
                 }
@@ -148,22 +171,75 @@ impl<M: Machine> InstanceLoop<M> {
         }
     }
 
-    async fn turn(&mut self, desired: &DesiredInstance) -> Next {
-        if self.facts.is_none()
-            && let Err(error) = self.look(desired).await
-        {
-            return self.blind(desired, &error);
+    async fn turn(&mut self, wanted: &Rc<DesiredInstance>) -> Next {
+        if self.agent.roster.is_frozen(&wanted.name) {
+            // It stands still for a moment; whoever holds it rings the bell.
+            return Next::Wait(None);
+        }
+        let effective = match self.steer(wanted).await {
+            Steered::Run(effective) => effective,
+            Steered::Over(next) => return next,
+        };
+        if let Err(error) = self.look_at(&effective).await {
+            return self.blind(wanted, &error);
         }
         let now = self.now();
-        let observed = self.observed(desired, now);
-        let plan = plan(desired, &observed, now);
-        self.describe(desired, &plan, now);
-        self.announce_health(&plan);
-        if plan.stages.is_empty() {
-            self.repeats = (String::new(), 0);
-            return Next::Wait(plan.wake_at());
+        let observed = self.observed(&effective, now);
+        let plan = plan(&effective, &observed, now);
+        if let Some(next) = self.judge(wanted, &effective, &plan).await {
+            return next;
         }
-        self.carry_out(desired, &plan).await
+        self.describe(&effective, &plan, now);
+        self.announce_health(&plan);
+        self.publish(wanted, &effective, &plan);
+        if !plan.stages.is_empty() {
+            return self.carry_out(wanted, &effective, &plan).await;
+        }
+        self.repeats = (String::new(), 0);
+        match self.droppable(wanted) {
+            Some(plan) => self.drop_data(wanted, &plan).await,
+            None => Next::Wait(plan.wake_at()),
+        }
+    }
+
+    /// Tells the others what is known of this instance.
+    fn publish(
+        &mut self,
+        wanted: &Rc<DesiredInstance>,
+        effective: &Rc<DesiredInstance>,
+        plan: &Plan,
+    ) {
+        let facts = self.facts.as_ref();
+        let container = facts.and_then(|facts| facts.runtime.container.as_ref());
+        let up = container.filter(|c| matches!(c.state, ContainerState::Running { .. }));
+        let cause = match effective.target {
+            Target::Present { .. } => SnapshotCause::Pause,
+            Target::Removed => SnapshotCause::Final,
+        };
+        let (up, down_since) = (up.map(|container| container.id.clone()), down_since(container));
+        let data_present = facts.is_some_and(|facts| facts.files.data_present);
+        let awaits = (plan.wait == Wait::Snapshot).then_some(cause);
+        let replaced = self.replaced_data(wanted);
+        self.agent.roster.publish(Member {
+            effective: Rc::clone(effective),
+            up,
+            down_since,
+            data_present,
+            awaits,
+            replaced,
+            bell: Rc::clone(&self.bell),
+        });
+    }
+
+    /// Looks at a version of the instance, unless what was seen of it still holds.
+    async fn look_at(&mut self, effective: &Rc<DesiredInstance>) -> Result<(), ObserveError> {
+        if !Rc::ptr_eq(&self.effective, effective) {
+            if *self.effective != **effective {
+                self.facts = None;
+            }
+            self.effective = Rc::clone(effective);
+        }
+        if self.facts.is_some() { Ok(()) } else { self.look(effective).await }
     }
 
     /// Looks, and draws from it what happened since the last look.
@@ -255,6 +331,8 @@ impl<M: Machine> InstanceLoop<M> {
     fn observed(&self, desired: &DesiredInstance, now: Timestamp) -> ObservedInstance {
         let facts = self.facts.clone().unwrap_or_default();
         let mut observed = observed(&facts, &self.remembered, self.health.health());
+        let down_since = down_since(observed.container.as_ref());
+        observed.at_rest = self.agent.roster.held(&desired.name).at_rest(down_since);
         observed.firewalled = match &desired.target {
             Target::Present { spec, .. } => {
                 self.agent.board.is_firewalled(&desired.name, desired.network, &spec.network)
@@ -272,17 +350,40 @@ impl<M: Machine> InstanceLoop<M> {
         observed
     }
 
-    async fn carry_out(&mut self, desired: &DesiredInstance, plan: &Plan) -> Next {
+    async fn carry_out(
+        &mut self,
+        wanted: &DesiredInstance,
+        effective: &DesiredInstance,
+        plan: &Plan,
+    ) -> Next {
         if self.repeats_itself(plan) {
             let message = "its steps succeed and change nothing";
-            return self.failed(desired, "plan", message.to_owned(), false);
+            self.probe_failed();
+            return self.failed(wanted, "plan", message.to_owned(), false);
         }
-        let begun = execute::begin(&self.agent, desired, plan, &mut self.remembered).await;
+        match self.work(wanted, effective, plan).await {
+            Ok(Worked::Forgotten) => Next::Forgotten,
+            Ok(Worked::Done | Worked::Superseded) => Next::Again,
+            Err(failure) => {
+                self.probe_failed();
+                self.failure(wanted, &failure)
+            }
+        }
+    }
+
+    /// Carries out a plan for a version, unless something else is wanted meanwhile.
+    async fn work(
+        &mut self,
+        wanted: &DesiredInstance,
+        effective: &DesiredInstance,
+        plan: &Plan,
+    ) -> Result<Worked, StepFailure> {
+        let begun = execute::begin(&self.agent, effective, plan, &mut self.remembered).await;
         let ids = match begun {
             Ok(ids) => ids,
             Err(failure) => {
                 self.facts = None;
-                return self.failure(desired, &failure);
+                return Err(failure);
             }
         };
         self.pulse.busy_since.set(None);
@@ -290,34 +391,25 @@ impl<M: Machine> InstanceLoop<M> {
         let show = |step: String| self.describer.step(&self.agent, Some(step));
         let outcome = select! {
             biased;
-            outcome = execute::carry_out(&self.agent, &desired.name, plan, &ledger, &show) => outcome.map(|()| true),
-            () = superseded(&mut self.targets, desired) => Ok(false),
+            outcome = execute::carry_out(&self.agent, &effective.name, plan, &ledger, &show) => {
+                outcome.map(|()| Worked::Done)
+            }
+            () = superseded(&mut self.targets, wanted) => Ok(Worked::Superseded),
         };
         self.describer.step(&self.agent, None);
         self.facts = None;
         execute::settle(&mut self.remembered, plan, &ledger);
-        self.report_steps(desired, plan, &ledger);
+        self.report_steps(effective, plan, &ledger);
         let forgotten = execute::steps(plan)
             .enumerate()
             .any(|(index, step)| matches!(step, Step::Forget) && ledger.is_done(index));
-        if forgotten {
-            let outcomes = ledger.outcomes(&ids);
-            drop(self.agent.journal.finish(&desired.name, &self.remembered, outcomes, self.now()));
-            return Next::Forgotten;
+        if matches!(outcome, Ok(Worked::Done)) {
+            self.succeeded(plan);
         }
-        let next = match &outcome {
-            Ok(completed) => {
-                if *completed {
-                    self.succeeded(plan);
-                }
-                Next::Again
-            }
-            Err(failure) => self.failure(desired, failure),
-        };
         let outcomes = ledger.outcomes(&ids);
         // Durable soon; what is lost here is found again by looking.
-        drop(self.agent.journal.finish(&desired.name, &self.remembered, outcomes, self.now()));
-        next
+        drop(self.agent.journal.finish(&wanted.name, &self.remembered, outcomes, self.now()));
+        if forgotten { Ok(Worked::Forgotten) } else { outcome }
     }
 
     fn repeats_itself(&mut self, plan: &Plan) -> bool {
@@ -391,16 +483,17 @@ impl<M: Machine> InstanceLoop<M> {
         Next::Again
     }
 
-    async fn wait(&mut self, desired: &DesiredInstance, until: Option<Timestamp>) -> Woken {
+    async fn wait(&mut self, until: Option<Timestamp>) -> Woken {
         let agent = Rc::clone(&self.agent);
         let (clock, settings) = (agent.machine.clock(), &agent.settings);
         let now = self.now();
         let publish = self.retries.publish_not_before.filter(|at| *at > now);
         let resync = self.looked_at.after(settings.resync);
-        let due = until.into_iter().chain(publish).fold(resync, Timestamp::min);
+        let change = self.change_wakes_at().filter(|at| *at > now);
+        let due = until.into_iter().chain(publish).chain(change).fold(resync, Timestamp::min);
         // One more millisecond: a point in time is past only after it.
         let pause = due.since(now).saturating_add(Duration::from_millis(1));
-        let watched = self.watched_host(desired).filter(|_| self.is_running());
+        let watched = self.watched_host(&self.effective).filter(|_| self.is_running());
         let before_look = self.health.pause(settings, now);
         let look = async {
             let Some(host) = &watched else { return std::future::pending().await };
@@ -415,12 +508,13 @@ impl<M: Machine> InstanceLoop<M> {
             },
             cause = self.bell.rung() => Woken::Bell(cause),
             answer = look => Woken::Answer(answer),
+            prepared = self.steering.prepared() => Woken::Prepared(prepared),
             () = clock.sleep(pause.min(settings.resync)) => Woken::Time,
         }
     }
 
     /// Draws the consequences; false when the loop is to end.
-    fn take(&mut self, woken: Woken, desired: &DesiredInstance) -> bool {
+    async fn take(&mut self, woken: Woken, desired: &DesiredInstance) -> bool {
         match woken {
             Woken::Abandoned => return false,
             Woken::Time => self.facts = None,
@@ -436,6 +530,7 @@ impl<M: Machine> InstanceLoop<M> {
                 }
             }
             Woken::Answer(answer) => self.answered(answer, desired),
+            Woken::Prepared(outcome) => self.take_prepared(outcome).await,
         }
         true
     }
@@ -444,6 +539,7 @@ impl<M: Machine> InstanceLoop<M> {
     fn retarget(&mut self) {
         self.facts = None;
         self.retries = Retries::new();
+        self.steering.retarget();
         self.remembered.record.retry_not_before = None;
         self.remembered.record.pull_not_before = None;
         self.describer.failure = None;
@@ -502,6 +598,14 @@ async fn superseded(targets: &mut watch::Receiver<Rc<DesiredInstance>>, desired:
             targets.mark_changed();
             return;
         }
+    }
+}
+
+/// When a container ended that is down.
+fn down_since(container: Option<&ObservedContainer>) -> Option<Timestamp> {
+    match container?.state {
+        ContainerState::Exited(exit) => Some(exit.at),
+        _ => None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use claw_core::observed::{Health, ObservedInstance};
+use claw_core::observed::{Health, ObservedInstance, RestSnapshot};
 use claw_core::plan::{DesiredInstance, Target, virtual_host};
 
 use super::deadline::{Elapsed, LOOK, within};
@@ -62,15 +62,22 @@ pub async fn observe(
     let clock = machine.clock();
     let name = &desired.name;
     let Target::Present { spec, delivery } = &desired.target else {
-        let runtime = within(clock, LOOK, machine.runtime().view(name, None)).await;
-        let runtime = runtime.map_err(ObserveError::RuntimeSilent)??;
-        return Ok(Facts { runtime, ..Facts::default() });
+        let none = BTreeSet::new();
+        let (runtime, files) = futures_util::join!(
+            within(clock, LOOK, machine.runtime().view(name, None)),
+            within(clock, LOOK, machine.files().view(name, desired.data, &none)),
+        );
+        return Ok(Facts {
+            runtime: runtime.map_err(ObserveError::RuntimeSilent)??,
+            files: files.map_err(ObserveError::FilesSilent)??,
+            proxy_current: false,
+        });
     };
     let paths: BTreeSet<_> = delivery.files.keys().cloned().collect();
     let host = virtual_host(desired, spec);
     let (runtime, files, proxy) = futures_util::join!(
         within(clock, LOOK, machine.runtime().view(name, Some(&spec.image))),
-        within(clock, LOOK, machine.files().view(name, &paths)),
+        within(clock, LOOK, machine.files().view(name, desired.data, &paths)),
         within(clock, LOOK, machine.proxy().is_current(&host)),
     );
     Ok(Facts {
@@ -92,6 +99,7 @@ pub fn observed(facts: &Facts, remembered: &Remembered, health: &Health) -> Obse
         files: remembered.files.filter(|_| facts.files.files_present),
         proxy_current: facts.proxy_current,
         firewalled: false,
+        at_rest: RestSnapshot::Missing,
         health: health.clone(),
         record: remembered.record.clone(),
     }

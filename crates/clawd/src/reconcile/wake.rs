@@ -6,14 +6,14 @@ use tokio::sync::Notify;
 
 /// The bell of one instance's loop. Rings are merged.
 #[derive(Debug, Default)]
-pub(super) struct Bell {
+pub struct Bell {
     notify: Notify,
     retry: Cell<bool>,
 }
 
 /// Why a loop was woken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cause {
+pub enum Cause {
     /// Something happened to its container, or somebody asks to look again.
     Look,
     /// Docker is back: what failed because of it may be tried at once.
@@ -21,7 +21,8 @@ pub(super) enum Cause {
 }
 
 impl Bell {
-    pub(super) fn ring(&self, cause: Cause) {
+    /// Wakes the loop, now or when it waits next.
+    pub fn ring(&self, cause: Cause) {
         if cause == Cause::Retry {
             self.retry.set(true);
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use claw_core::name::{HostName, InstanceName};
+use claw_core::name::{HostName, InstanceName, SnapshotName};
 use claw_core::report::{Hello, Phase};
 use claw_core::time::Timestamp;
 use claw_identity::ClientIdentity;
@@ -22,13 +22,13 @@ use tonic::{Status, Streaming};
 use tonic_types::StatusExt as _;
 
 use super::outbox::{Due, MAX_RESULTS, Outbox};
-use super::{Ended, Session, renew};
+use super::{Ended, Session, backups, renew};
 use crate::journal::EventRange;
 use crate::logging::chain;
 use crate::machine::Machine;
 use crate::ports::{Clock as _, Host as _, Runtime as _};
 use crate::reconcile::deadline::within;
-use crate::reconcile::{Offer, Request};
+use crate::reconcile::{BackupRequest, BackupWork, Extent, Offer, Request};
 
 /// The coordinator's welcome may take this long.
 const WELCOME: Duration = Duration::from_secs(15);
@@ -232,7 +232,10 @@ impl<M: Machine> Link<'_, M> {
                 () = clock.sleep(patience), if is_due => {
                     return End::Silent("the coordinator does not read what this host sends");
                 }
-                Ok(()) = self.board.changed() => self.outbox.status_due = true,
+                Ok(()) = self.board.changed() => {
+                    self.outbox.status_due = true;
+                    self.outbox.backups_due = true;
+                }
                 Ok(()) = self.events.changed() => {
                     self.outbox.available(self.events.borrow_and_update().next);
                 }
@@ -253,6 +256,9 @@ impl<M: Machine> Link<'_, M> {
         match response.message {
             Some(Down::DesiredState(state)) => self.offered(state),
             Some(Down::EventAck(ack)) => self.outbox.acknowledged(ack.sequence),
+            Some(Down::EscrowAck(ack)) => {
+                backups::acknowledged(&self.session.agent().board, &ack);
+            }
             Some(Down::Command(command)) => self.commanded(command),
             Some(Down::GoAway(away)) => return Some(away_of(away)),
             // A second welcome, or a message of a newer protocol: nothing to do.
@@ -290,6 +296,14 @@ impl<M: Machine> Link<'_, M> {
             _ if late => Err("its deadline has passed"),
             Some(command::Command::Observe(observe)) => self.observe(&observe.instance),
             Some(command::Command::FetchFirewall(_)) => self.fetch_firewall(),
+            Some(command::Command::TakeSnapshot(take)) => snapshot(&take.name)
+                .and_then(|name| self.backup(&take.instance, BackupWork::Take(name))),
+            Some(command::Command::ForgetSnapshot(forget)) => snapshot(&forget.name)
+                .and_then(|name| self.backup(&forget.instance, BackupWork::Forget(name))),
+            Some(command::Command::VerifySnapshots(verify)) => {
+                let depth = if verify.data { Extent::Data } else { Extent::Structure };
+                self.backup(&verify.instance, BackupWork::Verify(depth))
+            }
             None => Err("this agent does not know the command"),
         };
         let answer = match asked {
@@ -314,6 +328,16 @@ impl<M: Machine> Link<'_, M> {
             let observed = answer.await.map_err(|_gone| STOPPING.to_owned())?;
             observed.map(|()| None).map_err(|unknown| unknown.to_string())
         }))
+    }
+
+    /// A job on an instance's snapshots; answered when it is accepted.
+    fn backup(&self, instance: &str, work: BackupWork) -> Result<Answer, &'static str> {
+        let instance = parse_instance(instance)?.ok_or("no instance is named")?;
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::Backup(BackupRequest { instance, work, reply }))?;
+        Ok(Box::pin(
+            async move { answer.await.map_err(|_gone| STOPPING.to_owned())?.map(|()| None) },
+        ))
     }
 
     fn fetch_firewall(&self) -> Result<Answer, &'static str> {
@@ -364,8 +388,17 @@ fn message<M: Machine>(
             let resources = wire::resources_to_wire(&agent.machine.host().resources());
             Some(Up::Heartbeat(Heartbeat { resources: Some(resources) }))
         }
+        Due::Backups => {
+            let next = outbox.told.next(&agent.board);
+            outbox.backups_due = next.is_some();
+            next
+        }
         Due::Nothing => None,
     }
+}
+
+fn snapshot(text: &str) -> Result<SnapshotName, &'static str> {
+    SnapshotName::parse(text).map_err(|_invalid| "the snapshot's name is invalid")
 }
 
 fn parse_instance(text: &str) -> Result<Option<InstanceName>, &'static str> {

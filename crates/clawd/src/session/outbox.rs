@@ -6,6 +6,8 @@ use std::time::Duration;
 use claw_core::time::Timestamp;
 use claw_proto::node::v1::CommandResult;
 
+use super::backups::Told;
+
 /// Status at most ten times a second (contract of `claw.node.v1`).
 pub(super) const STATUS_PAUSE: Duration = Duration::from_millis(100);
 /// Events that may be under way without an acknowledgement.
@@ -19,6 +21,8 @@ pub(super) struct Outbox {
     pub(super) results: VecDeque<CommandResult>,
     pub(super) status_due: bool,
     pub(super) heartbeat_due: bool,
+    pub(super) backups_due: bool,
+    pub(super) told: Told,
     last_status: Option<Timestamp>,
     next_event: u64,
     acknowledged: u64,
@@ -31,6 +35,7 @@ pub(super) enum Due {
     Result,
     Status,
     Events { from: u64 },
+    Backups,
     Heartbeat,
     Nothing,
 }
@@ -42,6 +47,7 @@ impl Outbox {
         Self {
             status_due: true,
             heartbeat_due: true,
+            backups_due: true,
             next_event,
             acknowledged: next_event.saturating_sub(1),
             available,
@@ -60,7 +66,10 @@ impl Outbox {
         if self.next_event < self.available && self.next_event <= window {
             return Due::Events { from: self.next_event };
         }
-        if self.heartbeat_due { Due::Heartbeat } else { Due::Nothing }
+        if self.heartbeat_due {
+            return Due::Heartbeat;
+        }
+        if self.backups_due { Due::Backups } else { Due::Nothing }
     }
 
     /// How long the next status must still wait.
@@ -109,6 +118,8 @@ mod tests {
         outbox.events_sent(7);
         assert_eq!(outbox.due(at(0)), Due::Heartbeat);
         outbox.heartbeat_due = false;
+        assert_eq!(outbox.due(at(0)), Due::Backups);
+        outbox.backups_due = false;
         assert_eq!(outbox.due(at(0)), Due::Nothing);
         outbox.available(8);
         assert_eq!(outbox.due(at(0)), Due::Events { from: 7 });

@@ -62,6 +62,9 @@ pub(crate) fn spec() -> InstanceSpec {
         network: claw_core::firewall::NetworkPolicy::default(),
         health: HealthPolicy::default(),
         stop_grace: Duration::from_secs(30),
+        backup: claw_core::backup::BackupPolicy::default(),
+        update: claw_core::spec::UpdatePolicy::default(),
+        restore: None,
     }
 }
 
@@ -112,6 +115,7 @@ impl World {
         let agent = Rc::new(Agent {
             machine: self.machine.clone(),
             journal,
+            roster: std::rc::Rc::default(),
             board: Board::default(),
             settings: Settings::default(),
         });

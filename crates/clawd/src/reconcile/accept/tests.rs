@@ -40,6 +40,9 @@ fn spec() -> InstanceSpec {
         network: claw_core::firewall::NetworkPolicy::default(),
         health: HealthPolicy::default(),
         stop_grace: std::time::Duration::from_secs(30),
+        backup: claw_core::backup::BackupPolicy::default(),
+        update: claw_core::spec::UpdatePolicy::default(),
+        restore: None,
     }
 }
 

@@ -76,6 +76,8 @@ impl Describer {
         report.last_exit = seen.remembered.last_exit;
         report.healthy_since = seen.health.healthy_since;
         report.ready = seen.health.ready;
+        report.active.clone_from(&seen.remembered.record.active);
+        report.refused.clone_from(&seen.remembered.record.refused);
         agent.board.report(report.clone(), self.pid.get());
     }
 

@@ -1,0 +1,205 @@
+//! What the loops of one host know of each other's instances.
+//!
+//! Each instance's loop writes its own entry at every turn; whoever takes snapshots reads them, and writes
+//! back what the loops wait for. Nothing here is durable: a new agent learns it again by looking.
+//!
+//! Where to start: [`Member`], which an instance's loop publishes; [`Held`], which the snapshots' loop does.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use claw_core::backup::{SnapshotCause, SnapshotInfo};
+use claw_core::data::DataGeneration;
+use claw_core::name::InstanceName;
+use claw_core::observed::RestSnapshot;
+use claw_core::plan::DesiredInstance;
+use claw_core::time::Timestamp;
+use tokio::sync::{Mutex, watch};
+
+use crate::reconcile::Bell;
+
+/// An instance as its loop saw it last.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// What runs or shall run, with the data directory in use.
+    pub effective: Rc<DesiredInstance>,
+    /// Docker's id of its container while that is up.
+    pub up: Option<String>,
+    /// When its container ended, if it has one that is down.
+    pub down_since: Option<Timestamp>,
+    /// Whether the data directory in use exists.
+    pub data_present: bool,
+    /// It is down and waits for a snapshot of what lies there.
+    pub awaits: Option<SnapshotCause>,
+    /// Data of which nobody writes any more and of which a snapshot is wanted before it may go.
+    pub replaced: Option<ReplacedData>,
+    /// Wakes its loop.
+    pub bell: Rc<Bell>,
+}
+
+/// Data that another version has taken the place of.
+#[derive(Debug, Clone)]
+pub struct ReplacedData {
+    /// Which.
+    pub data: DataGeneration,
+    /// When the change began: a snapshot of `cause` since then is the one that is wanted.
+    pub since: Timestamp,
+    /// [`SnapshotCause::Update`] or [`SnapshotCause::Restore`].
+    pub cause: SnapshotCause,
+    /// What ran on it.
+    pub desired: Rc<DesiredInstance>,
+}
+
+/// What is held of an instance.
+#[derive(Debug, Clone, Default)]
+pub struct Held {
+    /// Every sound snapshot, oldest first; none while the repository was not looked at yet.
+    pub snapshots: Option<Vec<SnapshotInfo>>,
+    /// Snapshots at rest failed so often that nobody shall wait for one.
+    pub gave_up: bool,
+}
+
+impl Held {
+    /// Whether there is a snapshot at rest since an instance went down.
+    #[must_use]
+    pub fn at_rest(&self, down_since: Option<Timestamp>) -> RestSnapshot {
+        let rest = |snapshot: &&SnapshotInfo| {
+            matches!(snapshot.cause, SnapshotCause::Pause | SnapshotCause::Final)
+        };
+        let newest = self.snapshots.iter().flatten().filter(rest).map(|s| s.taken_at).max();
+        match newest {
+            Some(taken) if down_since.is_none_or(|down| taken >= down) => RestSnapshot::Held,
+            _ if self.gave_up => RestSnapshot::GivenUp,
+            _ => RestSnapshot::Missing,
+        }
+    }
+
+    /// Whether data that was replaced since then is held by a snapshot.
+    #[must_use]
+    pub fn holds_replaced(&self, since: Timestamp) -> bool {
+        self.snapshots.iter().flatten().any(|snapshot| {
+            matches!(snapshot.cause, SnapshotCause::Update | SnapshotCause::Restore)
+                && snapshot.taken_at >= since
+        })
+    }
+}
+
+/// Every instance of the host.
+#[derive(Debug)]
+pub struct Roster {
+    members: RefCell<BTreeMap<InstanceName, Member>>,
+    held: RefCell<BTreeMap<InstanceName, Held>>,
+    frozen: RefCell<BTreeSet<InstanceName>>,
+    version: watch::Sender<u64>,
+    trial: Rc<Mutex<()>>,
+}
+
+impl Default for Roster {
+    fn default() -> Self {
+        Self {
+            members: RefCell::default(),
+            held: RefCell::default(),
+            frozen: RefCell::default(),
+            version: watch::Sender::new(0),
+            trial: Rc::default(),
+        }
+    }
+}
+
+impl Roster {
+    /// Changes with every change of a member.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// Every instance.
+    #[must_use]
+    pub fn members(&self) -> BTreeMap<InstanceName, Member> {
+        self.members.borrow().clone()
+    }
+
+    /// One instance.
+    #[must_use]
+    pub fn member(&self, name: &InstanceName) -> Option<Member> {
+        self.members.borrow().get(name).cloned()
+    }
+
+    /// An instance's loop says what it sees.
+    pub fn publish(&self, member: Member) {
+        let name = member.effective.name.clone();
+        let before = self.members.borrow_mut().insert(name, member.clone());
+        if before.is_none_or(|before| before.differs(&member)) {
+            self.version.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// An instance is gone.
+    pub fn remove(&self, name: &InstanceName) {
+        self.members.borrow_mut().remove(name);
+        self.held.borrow_mut().remove(name);
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    /// What is held of an instance, as far as known.
+    #[must_use]
+    pub fn held(&self, name: &InstanceName) -> Held {
+        self.held.borrow().get(name).cloned().unwrap_or_default()
+    }
+
+    /// Says what is held of an instance, and wakes its loop.
+    pub fn set_held(&self, name: &InstanceName, held: Held) {
+        self.held.borrow_mut().insert(name.clone(), held);
+        if let Some(member) = self.members.borrow().get(name) {
+            member.bell.ring(crate::reconcile::Cause::Look);
+        }
+    }
+
+    /// Whether it is being held still for a snapshot: its loop leaves it alone meanwhile.
+    #[must_use]
+    pub fn is_frozen(&self, name: &InstanceName) -> bool {
+        self.frozen.borrow().contains(name)
+    }
+
+    /// Marks it as held still until the returned mark is dropped, which wakes its loop.
+    #[must_use]
+    pub fn freeze(self: &Rc<Self>, name: &InstanceName) -> Frozen {
+        self.frozen.borrow_mut().insert(name.clone());
+        Frozen { roster: Rc::clone(self), name: name.clone() }
+    }
+
+    /// Rehearsals and drills share one network: one at a time on a host.
+    #[must_use]
+    pub fn trial(&self) -> Rc<Mutex<()>> {
+        Rc::clone(&self.trial)
+    }
+}
+
+impl Member {
+    fn differs(&self, other: &Self) -> bool {
+        let replaced = |member: &Self| member.replaced.as_ref().map(|r| (r.data, r.since));
+        self.effective != other.effective
+            || self.up != other.up
+            || self.down_since != other.down_since
+            || self.data_present != other.data_present
+            || self.awaits != other.awaits
+            || replaced(self) != replaced(other)
+    }
+}
+
+/// An instance is held still as long as this lives.
+#[derive(Debug)]
+pub struct Frozen {
+    roster: Rc<Roster>,
+    name: InstanceName,
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.roster.frozen.borrow_mut().remove(&self.name);
+        if let Some(member) = self.roster.members.borrow().get(&self.name) {
+            member.bell.ring(crate::reconcile::Cause::Look);
+        }
+    }
+}
