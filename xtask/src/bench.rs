@@ -6,8 +6,12 @@ mod deploy;
 mod firewall;
 mod footprint;
 mod heal;
+mod load;
+mod outage;
 mod rig;
+mod snapshot;
 mod table;
+mod update;
 
 use anyhow::Result;
 
@@ -31,6 +35,10 @@ enum Command {
     Footprint,
     /// Applying the firewall, against rule by rule; what leaks meanwhile; how fast it heals.
     Firewall,
+    /// An update of a running instance, against stop + create + start; with data and rehearsal.
+    Update,
+    /// Snapshots of a running instance, first and later, against restic; the pause they take.
+    Snapshot,
 }
 
 /// Measures and prints.
@@ -40,5 +48,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Command::Heal => heal::run(arguments.rounds),
         Command::Footprint => footprint::run(),
         Command::Firewall => firewall::run(arguments.rounds),
+        Command::Update => update::run(arguments.rounds),
+        Command::Snapshot => snapshot::run(),
     }
 }

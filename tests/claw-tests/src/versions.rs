@@ -3,6 +3,8 @@
 //! Versions of state are those of `/__fake/state-version`: every "2" migrates what a "1" wrote, so a "1"
 //! refuses it from then on, and going back means taking the data back.
 
+use std::path::Path;
+
 use anyhow::Result;
 use claw_lab::{Cache, Image, images};
 
@@ -64,10 +66,17 @@ impl Version {
     /// # Errors
     /// When the tests were not started by `cargo xtask test`, or the image cannot be made.
     pub fn image(&self, cache: &Cache) -> Result<Image> {
+        self.image_of(cache, &programs::variable(FAKE_GATEWAY)?)
+    }
+
+    /// Its image, of this binary.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn image_of(&self, cache: &Cache, binary: &Path) -> Result<Image> {
         let mut switches = vec![("BUILD", self.tag)];
         switches.extend(self.switches);
-        let binary = programs::variable(FAKE_GATEWAY)?;
-        images::fake_gateway_with(cache, &binary, self.tag, &switches)
+        images::fake_gateway_with(cache, binary, self.tag, &switches)
     }
 
     /// Its image's name.

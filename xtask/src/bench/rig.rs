@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use claw_lab::{Cache, HostOptions, Image, Lab, LabHost, images, progress, requirements};
+use claw_tests::versions::Version;
 use claw_tests::{Docker, Fleet, Programs, ThirdParty, http};
 
 use crate::{dist, test};
@@ -22,11 +23,21 @@ pub(super) struct Rig {
 
 impl Rig {
     pub(super) fn start(name: &str) -> Result<Self> {
+        Self::with(name, &[])
+    }
+
+    /// With more versions of the gateway on the host.
+    pub(super) fn with(name: &str, versions: &[Version]) -> Result<Self> {
         requirements::require_root("boot a lab host for the benches")?;
         let cache = Cache::open(Arc::clone(&progress::terminal()))?;
         requirements::ensure(&requirements::ALL, cache.progress())?;
         let packages = dist::run()?;
-        let image = images::fake_gateway(&cache, &test::fake_gateway()?, "bench")?;
+        let binary = test::fake_gateway()?;
+        let image = images::fake_gateway(&cache, &binary, "bench")?;
+        let mut options = HostOptions::named("bench").with_image(&image);
+        for version in versions {
+            options = options.with_image(&version.image_of(&cache, &binary)?);
+        }
         let programs = Programs {
             clawd_deb: packages.clawd_deb,
             coordinator_deb: packages.coordinator_deb,
@@ -34,7 +45,7 @@ impl Rig {
         };
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let fleet = Fleet::start(Lab::start(name, &cache)?, programs, any)?;
-        let host = fleet.host(HostOptions::named("bench").with_image(&image))?;
+        let host = fleet.host(options)?;
         let client = ThirdParty::start(&test::python()?, &fleet, &fleet.identity())?;
         let docker = Docker::of(&host)?;
         Ok(Self { docker, image, client, host, fleet })
