@@ -29,7 +29,7 @@ use nix::sys::resource::{Resource, setrlimit};
 
 use errors::failed;
 use link::{Link, say};
-use protocol::{Fault, Job, Outcome, Said, Task};
+use protocol::{Fault, FaultKind, Job, OUT_OF_MEMORY, Outcome, Said, Task};
 pub(crate) use repository::exists as is_repository;
 
 /// Processors that a job uses. Each takes a few buffers in the engine; the agent's own memory limit is made
@@ -99,7 +99,13 @@ fn carry_out(job: &Job, link: &Link) -> Result<Outcome, Fault> {
 /// A panic is heard as the end of the job, with its words.
 fn tell_panics() {
     panic::set_hook(Box::new(|info| {
-        say(&Said::Failed(failed(format!("the engine of snapshots gave up: {info}"))));
+        let said = info.to_string();
+        let problem = if said.contains("failed to spawn thread") {
+            format!("{OUT_OF_MEMORY}: {said}")
+        } else {
+            format!("the engine of snapshots gave up: {said}")
+        };
+        say(&Said::Failed(Fault { kind: FaultKind::Ended, problem }));
     }));
 }
 

@@ -194,10 +194,14 @@ pub(crate) enum FaultKind {
     Damaged,
     /// There is no such snapshot.
     NotFound,
+    /// The process cannot go on.
+    Ended,
     /// Anything else.
     Failed,
 }
 
+/// What is said of a process that took too much.
+pub(crate) const OUT_OF_MEMORY: &str = "it needed more memory than it may have";
 /// The tag that holds a snapshot's name.
 pub(crate) const NAME_TAG: &str = "name:";
 /// The tag that holds why it was taken.

@@ -52,7 +52,7 @@ pub(super) fn take(job: &Job, order: &Take, link: &Link) -> Result<Outcome, Faul
         sweep_staging(&job.staging)?;
         held?
     } else {
-        repository.snapshot(&request, &source, watcher(&meter))?
+        take_still(&repository, &request, &source, &meter)?
     };
     read_back(&repository, taken.snapshot.id, &source)?;
     repository.forget(&rough(&repository)?).map_err(|error| fault(&error))?;
@@ -67,9 +67,7 @@ fn take_held(
     link: &Link,
 ) -> Result<Taken, Fault> {
     let meter = link.meter();
-    let moving = Source { stillness: Stillness::Moving, ..source.clone() };
-    let live = SnapshotRequest { tags: BTreeSet::new(), ..request.clone() };
-    let first = repository.snapshot(&live, &moving, watcher(&meter))?;
+    let first = take_rough(repository, request, source, &meter)?;
     make_staging(&job.staging)?;
     let longest = Duration::from_millis(job.hold_millis);
     let frozen = link.while_held(
@@ -79,6 +77,44 @@ fn take_held(
     )?;
     let request = SnapshotRequest { parent: Parent::Of(first.snapshot.id), ..request.clone() };
     Ok(repository.snapshot_frozen(&request, Arc::new(frozen), watcher(&meter))?)
+}
+
+fn take_still(
+    repository: &Repository,
+    request: &SnapshotRequest,
+    source: &Source,
+    meter: &Arc<Meter>,
+) -> Result<Taken, Fault> {
+    let mut request = request.clone();
+    if parent_misleads(repository, source)? {
+        let first = take_rough(repository, &request, source, meter)?;
+        request.parent = Parent::Of(first.snapshot.id);
+    }
+    Ok(repository.snapshot(&request, source, watcher(meter))?)
+}
+
+/// A snapshot of a moving source, good as a parent. It has no attachments: see [`parent_misleads`].
+fn take_rough(
+    repository: &Repository,
+    request: &SnapshotRequest,
+    source: &Source,
+    meter: &Arc<Meter>,
+) -> Result<Taken, Fault> {
+    let attachments = BTreeMap::new();
+    let moving = Source { stillness: Stillness::Moving, attachments, ..source.clone() };
+    let live = SnapshotRequest { tags: BTreeSet::new(), ..request.clone() };
+    Ok(repository.snapshot(&live, &moving, watcher(meter))?)
+}
+
+/// Whether the snapshot that would be the parent has an attachment of the same size as one of ours, and of
+/// another content: attachments have no times, so that the engine would take the old one for ours.
+fn parent_misleads(repository: &Repository, source: &Source) -> Result<bool, Fault> {
+    let Some(parent) = repository.snapshots()?.pop() else { return Ok(false) };
+    // What cannot be read is no parent to rely on; that it is damaged is for a verification to say.
+    let Ok(theirs) = repository.attachments(parent.id) else { return Ok(true) };
+    Ok(source.attachments.iter().any(|(name, ours)| {
+        theirs.get(name).is_some_and(|theirs| theirs.len() == ours.len() && theirs != ours)
+    }))
 }
 
 /// What is read: the state directory and what belongs to it.

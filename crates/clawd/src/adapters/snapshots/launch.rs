@@ -14,13 +14,12 @@ use tokio::time::timeout;
 use super::{DirectLauncher, Launcher};
 use crate::adapters::command;
 use crate::logging::chain;
+use crate::snap_worker::protocol::OUT_OF_MEMORY;
 
 /// How long a process may take to end after it said its last word.
 const ENDING: Duration = Duration::from_secs(5);
 /// How long the service manager may take to say something.
 const ANSWER: Duration = Duration::from_secs(10);
-/// What is said of a process that took too much.
-const OUT_OF_MEMORY: &str = "it needed more memory than it may have";
 
 /// A process that was started.
 #[derive(Debug)]

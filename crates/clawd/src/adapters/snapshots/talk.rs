@@ -97,7 +97,7 @@ impl Conversation<'_> {
             match line.next(self.settings.silence).await? {
                 Said::Hold => {
                     let quiesce = quiesce.ok_or(Ended::Gone)?;
-                    self.hold_still(line, quiesce, cost).await?;
+                    self.hold_still(line, quiesce, (job, &mut *cost)).await?;
                 }
                 Said::Done(outcome, peak_bytes) => {
                     cost.peak_bytes = peak_bytes;
@@ -115,11 +115,11 @@ impl Conversation<'_> {
         &self,
         line: &mut Line,
         quiesce: &Q,
-        cost: &mut JobCost,
+        (job, cost): (&Job, &mut JobCost),
     ) -> Result<(), Ended> {
         let held = quiesce.hold().await;
         let copied = match held {
-            Ok(()) => self.until_released(line, cost).await,
+            Ok(()) => self.until_released(line, (job, cost)).await,
             Err(error) => Err(Ended::Told(SnapshotsError::Quiesce(error))),
         };
         let released = quiesce.release().await;
@@ -127,7 +127,11 @@ impl Conversation<'_> {
         released.map_err(|error| Ended::Told(SnapshotsError::Quiesce(error)))
     }
 
-    async fn until_released(&self, line: &mut Line, cost: &mut JobCost) -> Result<(), Ended> {
+    async fn until_released(
+        &self,
+        line: &mut Line,
+        (job, cost): (&Job, &mut JobCost),
+    ) -> Result<(), Ended> {
         let since = Instant::now();
         let deadline = since + self.settings.longest_hold;
         let whole = async {
@@ -138,12 +142,7 @@ impl Conversation<'_> {
                         tracing::debug!(files, bytes, "copied while the instance was held");
                         return Ok(files);
                     }
-                    Said::Failed(fault) => {
-                        return Err(Ended::Told(SnapshotsError::Failed {
-                            doing: self.doing,
-                            problem: fault.problem,
-                        }));
-                    }
+                    Said::Failed(fault) => return Err(Ended::Told(self.told(job, fault))),
                     Said::Done(..) | Said::Hold => return Err(Ended::Gone),
                     said => self.hear(line, said),
                 }
@@ -175,6 +174,7 @@ impl Conversation<'_> {
         let (doing, problem) = (self.doing, fault.problem);
         match (fault.kind, &job.task) {
             (FaultKind::Full, _) => SnapshotsError::Full { doing, problem },
+            (FaultKind::Ended, _) => SnapshotsError::Worker { doing, problem },
             (FaultKind::Damaged, _) => SnapshotsError::Damaged(problem),
             (FaultKind::NotFound, Task::Restore { snapshot, .. }) => {
                 match claw_core::name::SnapshotName::parse(snapshot) {
