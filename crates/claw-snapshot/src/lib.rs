@@ -28,6 +28,7 @@
 //! [`Repository::forget`].
 #![forbid(unsafe_code)]
 
+mod archive;
 mod backend;
 mod catalog;
 mod diff;
@@ -48,6 +49,10 @@ mod storage;
 mod tree;
 mod verify;
 
+pub use archive::{
+    ArchiveManifest, ArchiveOrigin, ExportError, Exported, OpenClawAsset, OpenClawBackup, Owner,
+    UnpackError, UnpackLimits, Unpacked, unpack,
+};
 pub use catalog::{Snapshot, SnapshotNotFound};
 pub use diff::{DiffError, Difference, DifferenceKind, Differences};
 pub use engine::{EngineError, RepositoryError, limit_processors};

@@ -17,7 +17,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustic_core::repofile::Node;
+use rustic_core::repofile::{Node, SnapshotFile};
 
 use crate::catalog::{self, Snapshot, SnapshotNotFound};
 use crate::engine::RepositoryError;
@@ -25,9 +25,9 @@ use crate::id::SnapshotId;
 use crate::progress::Watcher;
 use crate::repository::Repository;
 use crate::source::DATA;
-use crate::tree::BlobError;
+use crate::tree::{BlobError, Blobs};
 
-pub(crate) use survey::{PackSizes, Survey};
+pub(crate) use survey::{PackSizes, Survey, hard_link};
 
 /// What of a snapshot is restored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +98,14 @@ pub enum RestoreError {
     Repository(#[from] RepositoryError),
 }
 
+/// A directory of a snapshot, all of whose packs are there.
+pub(crate) struct Opened {
+    pub(crate) file: SnapshotFile,
+    pub(crate) blobs: Blobs,
+    pub(crate) root: Node,
+    pub(crate) survey: Survey,
+}
+
 impl Subtree {
     /// The data directory of a snapshot of ours.
     #[must_use]
@@ -127,6 +135,31 @@ impl Repository {
         into: &Path,
         watcher: &Watcher,
     ) -> Result<Restored, RestoreError> {
+        let Opened { blobs, root, survey, .. } = self.open_snapshot(id, subtree)?;
+        fs::create_dir(into).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => RestoreError::Exists(into.to_owned()),
+            _ => RestoreError::Write { doing: "making", path: into.to_owned(), source },
+        })?;
+        let synced = || {
+            let path = into.to_owned();
+            sync(into).map_err(|source| RestoreError::Write { doing: "syncing", path, source })
+        };
+        let written = files::write_all(&blobs, &root, into, watcher).and_then(|()| synced());
+        if let Err(fault) = written {
+            // What cannot be removed now is in the way of the next attempt, which then says so.
+            _ = fs::remove_dir_all(into);
+            return Err(fault);
+        }
+        Ok(survey.restored())
+    }
+
+    /// Opens a directory of a snapshot to read all of it. Everything that can be known to fail is
+    /// found now.
+    pub(crate) fn open_snapshot(
+        &self,
+        id: SnapshotId,
+        subtree: &Subtree,
+    ) -> Result<Opened, RestoreError> {
         let engine = self.engine()?;
         let file = catalog::snapshot_file(&engine, id)?.ok_or(SnapshotNotFound(id))?;
         if Snapshot::of(&file).rough {
@@ -139,30 +172,15 @@ impl Repository {
         let root = root.ok_or_else(|| RestoreError::NoSuchDirectory(subtree.0.clone()))?;
         let packs = PackSizes::read(self.storage.as_ref()).map_err(RepositoryError::from)?;
         let survey = Survey::of(&blobs, &packs, &subtree.0, &root)?;
-        fs::create_dir(into).map_err(|source| match source.kind() {
-            io::ErrorKind::AlreadyExists => RestoreError::Exists(into.to_owned()),
-            _ => RestoreError::Write { doing: "making", path: into.to_owned(), source },
-        })?;
-        let written = files::write_all(&blobs, &root, into, watcher).and_then(|()| sync(into));
-        if let Err(fault) = written {
-            // What cannot be removed now is in the way of the next attempt, which then says so.
-            _ = fs::remove_dir_all(into);
-            return Err(fault);
-        }
-        Ok(survey.restored())
+        Ok(Opened { file, blobs, root, survey })
     }
 }
 
 /// Makes everything below durable, and the directory's own entry.
-fn sync(into: &Path) -> Result<(), RestoreError> {
-    let failed =
-        |source: io::Error| RestoreError::Write { doing: "syncing", path: into.to_owned(), source };
-    let directory = File::open(into).map_err(failed)?;
-    nix::unistd::syncfs(&directory).map_err(|errno| failed(errno.into()))?;
+pub(crate) fn sync(into: &Path) -> io::Result<()> {
+    nix::unistd::syncfs(File::open(into)?)?;
     match into.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => {
-            File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)
-        }
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
         _ => Ok(()),
     }
 }

@@ -123,7 +123,7 @@ pub(crate) fn run(program: &str, arguments: &[&str], environment: &[(&str, &str)
     let mut command = Command::new(program);
     command.args(arguments).envs(environment.iter().copied());
     command.output().unwrap_or_else(|fault| {
-        panic!("cannot run {program}: {fault}; hint: apt-get install restic util-linux")
+        panic!("cannot run {program}: {fault}; hint: apt-get install restic util-linux zstd")
     })
 }
 

@@ -25,7 +25,8 @@ use super::answer;
 use super::fault::S3Fault;
 use super::pace::{Pace, Parts};
 use super::settings::{Endpoint, S3Addressing, S3Patience, S3Settings, S3SettingsError};
-use super::sign::{Signed, Signer, encode_query, hex, timestamp};
+use super::sign::{Signed, Signer, encode_query, timestamp};
+use crate::id::hex;
 
 /// An answer is read into memory; no file of ours is larger.
 const LARGEST: u64 = 512 << 20;

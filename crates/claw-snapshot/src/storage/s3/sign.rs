@@ -9,6 +9,7 @@ use rustic_core::jiff;
 use zeroize::Zeroizing;
 
 use super::settings::{S3Secret, S3Settings};
+use crate::id::hex;
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 
@@ -93,13 +94,6 @@ pub(super) fn encode_query(query: &[(&'static str, String)]) -> String {
 /// A time in ISO 8601's basic form.
 pub(super) fn timestamp(time: jiff::Timestamp) -> String {
     time.strftime("%Y%m%dT%H%M%SZ").to_string()
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 fn encode(value: &str) -> String {
