@@ -5,6 +5,7 @@ pub mod enrolment;
 pub mod hosts;
 pub mod instances;
 pub mod node;
+pub mod snapshots;
 pub mod tokens;
 mod watching;
 

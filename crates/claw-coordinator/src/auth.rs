@@ -109,10 +109,21 @@ pub const METHODS: &[Method] = &[
     unary("claw.fleet.v1.InstanceService/DeleteInstance", WRITE),
     unary("claw.fleet.v1.InstanceService/StartInstance", WRITE),
     unary("claw.fleet.v1.InstanceService/StopInstance", WRITE),
+    unary("claw.fleet.v1.InstanceService/PauseInstance", WRITE),
+    unary("claw.fleet.v1.InstanceService/ResumeInstance", WRITE),
     unary("claw.fleet.v1.InstanceService/RestartInstance", WRITE),
     unary("claw.fleet.v1.InstanceService/RebuildInstance", WRITE),
+    unary("claw.fleet.v1.InstanceService/RollbackInstance", WRITE),
+    unary("claw.fleet.v1.InstanceService/ListInstanceRevisions", READ),
+    unary("claw.fleet.v1.InstanceService/PlanInstance", READ),
     stream("claw.fleet.v1.InstanceService/WatchInstances", READ),
     unary("claw.fleet.v1.InstanceService/FetchGatewayToken", WRITE),
+    unary("claw.fleet.v1.InstanceService/FetchRecoveryPassword", OPERATOR),
+    unary("claw.fleet.v1.SnapshotService/CreateSnapshot", WRITE),
+    unary("claw.fleet.v1.SnapshotService/GetSnapshot", READ),
+    unary("claw.fleet.v1.SnapshotService/ListSnapshots", READ),
+    unary("claw.fleet.v1.SnapshotService/DeleteSnapshot", WRITE),
+    unary("claw.fleet.v1.SnapshotService/VerifySnapshots", WRITE),
     unary("claw.fleet.v1.JoinTokenService/CreateJoinToken", WRITE),
     unary("claw.fleet.v1.JoinTokenService/ListJoinTokens", READ),
     unary("claw.fleet.v1.JoinTokenService/DeleteJoinToken", WRITE),
@@ -223,9 +234,10 @@ mod tests {
     /// "Roles: a, b." in the comment above each rpc of the fleet's API.
     #[test]
     fn the_table_says_what_the_proto_says() {
-        let path =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto/claw/fleet/v1/fleet.proto");
-        let text = std::fs::read_to_string(path).unwrap();
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto/claw/fleet/v1");
+        let files = ["fleet.proto", "instance.proto", "snapshot.proto"];
+        let texts = files.map(|file| std::fs::read_to_string(dir.join(file)).unwrap());
+        let text = texts.join("\n");
         let (mut service, mut comment, mut checked) = (String::new(), String::new(), 0);
         for line in text.lines().map(str::trim) {
             if let Some(rest) = line.strip_prefix("// ") {
@@ -247,7 +259,7 @@ mod tests {
             }
             comment.clear();
         }
-        assert_eq!(checked, 23);
+        assert_eq!(checked, 34);
     }
 
     #[test]
@@ -285,10 +297,21 @@ os      claw.fleet.v1.InstanceService/UpdateInstance
 os      claw.fleet.v1.InstanceService/DeleteInstance
 os      claw.fleet.v1.InstanceService/StartInstance
 os      claw.fleet.v1.InstanceService/StopInstance
+os      claw.fleet.v1.InstanceService/PauseInstance
+os      claw.fleet.v1.InstanceService/ResumeInstance
 os      claw.fleet.v1.InstanceService/RestartInstance
 os      claw.fleet.v1.InstanceService/RebuildInstance
+os      claw.fleet.v1.InstanceService/RollbackInstance
+vos     claw.fleet.v1.InstanceService/ListInstanceRevisions
+vos     claw.fleet.v1.InstanceService/PlanInstance
 vos     claw.fleet.v1.InstanceService/WatchInstances
 os      claw.fleet.v1.InstanceService/FetchGatewayToken
+o       claw.fleet.v1.InstanceService/FetchRecoveryPassword
+os      claw.fleet.v1.SnapshotService/CreateSnapshot
+vos     claw.fleet.v1.SnapshotService/GetSnapshot
+vos     claw.fleet.v1.SnapshotService/ListSnapshots
+os      claw.fleet.v1.SnapshotService/DeleteSnapshot
+os      claw.fleet.v1.SnapshotService/VerifySnapshots
 os      claw.fleet.v1.JoinTokenService/CreateJoinToken
 vos     claw.fleet.v1.JoinTokenService/ListJoinTokens
 os      claw.fleet.v1.JoinTokenService/DeleteJoinToken

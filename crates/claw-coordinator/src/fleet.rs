@@ -9,7 +9,10 @@ pub mod epoch;
 pub mod firewall;
 pub mod hosts;
 pub mod instances;
+pub mod plan;
 pub mod removal;
+pub mod rollback;
+pub mod snapshots;
 mod spec_check;
 pub mod tokens;
 

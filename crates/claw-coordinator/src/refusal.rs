@@ -108,6 +108,18 @@ pub enum Precondition {
     InstanceDeleting,
     /// The instance is stopped.
     InstanceStopped,
+    /// The instance is stopped, not paused.
+    InstanceNotPaused,
+    /// The snapshot is damaged.
+    SnapshotDamaged,
+    /// The snapshot is not there yet, or not any more.
+    SnapshotNotReady,
+    /// The spec that belongs to a snapshot is not kept any more.
+    RevisionUnknown,
+    /// The instance has as many snapshots as can be listed.
+    TooManySnapshots,
+    /// The host has not sent the passwords of the repository yet.
+    NoEscrow,
     /// The agent speaks another version of the protocol.
     ProtocolVersion,
     /// Two machines use one certificate.
@@ -131,6 +143,12 @@ impl Precondition {
             Self::NameBeingRemoved => "NAME_BEING_REMOVED",
             Self::InstanceDeleting => "INSTANCE_DELETING",
             Self::InstanceStopped => "INSTANCE_STOPPED",
+            Self::InstanceNotPaused => "INSTANCE_NOT_PAUSED",
+            Self::SnapshotDamaged => "SNAPSHOT_DAMAGED",
+            Self::SnapshotNotReady => "SNAPSHOT_NOT_READY",
+            Self::RevisionUnknown => "REVISION_UNKNOWN",
+            Self::TooManySnapshots => "TOO_MANY_SNAPSHOTS",
+            Self::NoEscrow => "NO_ESCROW",
             Self::ProtocolVersion => "PROTOCOL_VERSION",
             Self::HostCloned => "HOST_CLONED",
             Self::ImplausibleStamp => "IMPLAUSIBLE_STAMP",

@@ -18,6 +18,7 @@ use claw_proto::fleet::v1::audit_service_server::AuditServiceServer;
 use claw_proto::fleet::v1::host_service_server::HostServiceServer;
 use claw_proto::fleet::v1::instance_service_server::InstanceServiceServer;
 use claw_proto::fleet::v1::join_token_service_server::JoinTokenServiceServer;
+use claw_proto::fleet::v1::snapshot_service_server::SnapshotServiceServer;
 use claw_proto::node::v1::enrolment_service_server::EnrolmentServiceServer;
 use claw_proto::node::v1::node_service_server::NodeServiceServer;
 use tokio::net::TcpListener;
@@ -31,6 +32,7 @@ use crate::api::enrolment::EnrolmentApi;
 use crate::api::hosts::HostApi;
 use crate::api::instances::InstanceApi;
 use crate::api::node::NodeApi;
+use crate::api::snapshots::SnapshotApi;
 use crate::api::tokens::JoinTokenApi;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -47,12 +49,13 @@ use crate::watch::Hub;
 use maintenance::Maintenance;
 
 /// Whose health can be asked after; the empty name is the whole server (grpc.health.v1).
-const HEALTH: [&str; 5] = [
+const HEALTH: [&str; 6] = [
     "",
     "claw.fleet.v1.AuditService",
     "claw.fleet.v1.HostService",
     "claw.fleet.v1.InstanceService",
     "claw.fleet.v1.JoinTokenService",
+    "claw.fleet.v1.SnapshotService",
 ];
 /// Directory of the authority below the data directory.
 pub const AUTHORITY: &str = "ca";
@@ -292,6 +295,10 @@ async fn routes(fleet: &Fleet, config: &Config) -> Result<(HealthReporter, Route
         )
         .with(
             InstanceServiceServer::new(InstanceApi { fleet: fleet() })
+                .max_decoding_message_size(API_MESSAGE),
+        )
+        .with(
+            SnapshotServiceServer::new(SnapshotApi { fleet: fleet() })
                 .max_decoding_message_size(API_MESSAGE),
         )
         .with(

@@ -170,6 +170,12 @@ mod tests {
             precondition(Precondition::NameBeingRemoved),
             precondition(Precondition::InstanceDeleting),
             precondition(Precondition::InstanceStopped),
+            precondition(Precondition::InstanceNotPaused),
+            precondition(Precondition::SnapshotDamaged),
+            precondition(Precondition::SnapshotNotReady),
+            precondition(Precondition::RevisionUnknown),
+            precondition(Precondition::TooManySnapshots),
+            precondition(Precondition::NoEscrow),
             precondition(Precondition::ProtocolVersion),
             precondition(Precondition::HostCloned),
             precondition(Precondition::ImplausibleStamp),
@@ -226,6 +232,12 @@ FailedPrecondition HOST_IN_USE [PreconditionFailure] text
 FailedPrecondition NAME_BEING_REMOVED [PreconditionFailure] text
 FailedPrecondition INSTANCE_DELETING [PreconditionFailure] text
 FailedPrecondition INSTANCE_STOPPED [PreconditionFailure] text
+FailedPrecondition INSTANCE_NOT_PAUSED [PreconditionFailure] text
+FailedPrecondition SNAPSHOT_DAMAGED [PreconditionFailure] text
+FailedPrecondition SNAPSHOT_NOT_READY [PreconditionFailure] text
+FailedPrecondition REVISION_UNKNOWN [PreconditionFailure] text
+FailedPrecondition TOO_MANY_SNAPSHOTS [PreconditionFailure] text
+FailedPrecondition NO_ESCROW [PreconditionFailure] text
 FailedPrecondition PROTOCOL_VERSION [PreconditionFailure] text
 FailedPrecondition HOST_CLONED [PreconditionFailure] text
 FailedPrecondition IMPLAUSIBLE_STAMP [PreconditionFailure] text

@@ -8,13 +8,16 @@
 pub mod audit;
 pub mod certificates;
 pub mod epoch;
+pub mod escrow;
 pub mod events;
 pub mod host_state;
 pub mod hosts;
 pub mod instances;
 pub mod mutation;
 pub mod requests;
+pub mod revisions;
 mod schema;
+pub mod snapshots;
 pub mod tokens;
 
 use std::num::NonZeroUsize;
@@ -115,6 +118,9 @@ impl Store {
         let seal = SealKey::load_or_create(&data_dir.join(SEAL_KEY), &mut rand::rng())?;
         let mut database = Database::open(&path, schema::APPLICATION_ID, schema::MIGRATIONS)?;
         let request_key = epoch::request_key(database.connection(), &seal)?;
+        let filling = database.connection().unchecked_transaction()?;
+        revisions::fill(&filling)?;
+        filling.commit()?;
         let reader = database.reader(NonZeroUsize::new(READERS).unwrap_or(NonZeroUsize::MIN))?;
         let queue = NonZeroUsize::new(QUEUE).unwrap_or(NonZeroUsize::MIN);
         let writer = database.writer("fleet-writer", queue)?;

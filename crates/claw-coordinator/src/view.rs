@@ -1,5 +1,7 @@
 //! What the API shows: rows joined with what hosts said last.
 
+pub mod snapshots;
+
 use std::collections::BTreeMap;
 
 use claw_core::name::{HostName, InstanceName};
@@ -103,6 +105,7 @@ pub fn instance(
         create_time: Some(timestamp_to_wire(row.created)),
         update_time: Some(timestamp_to_wire(row.updated)),
         delete_time: row.deleted.map(timestamp_to_wire),
+        revision: row.revision,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use claw_core::name::InstanceName;
-use claw_proto::convert::name::{parse_host_name, parse_instance_name};
+use claw_proto::convert::name::{parse_host_name, parse_instance_name, parse_snapshot_name};
 use claw_proto::convert::violation::Violations;
 use claw_proto::fleet::v1::instance_service_server::InstanceService;
 use claw_proto::fleet::v1::{self as fleet};
@@ -15,12 +15,14 @@ use super::{Envelope, caller_of, watching};
 use crate::auth::Caller;
 use crate::fleet::Fleet;
 use crate::fleet::instances::{Action, Answer, SpecPatch};
+use crate::fleet::plan::Change;
+use crate::fleet::rollback::RollbackTarget;
 use crate::page::Page;
 use crate::refusal::Refusal;
 use crate::store::hosts::HostRow;
 use crate::store::instances::InstanceRow;
 use crate::store::mutation::{Call, Codec};
-use crate::store::{hosts, instances};
+use crate::store::{Keys, hosts, instances, revisions, snapshots};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -179,6 +181,20 @@ impl InstanceService for InstanceApi {
         action!(self, request, "StopInstance", Action::Stop, StopInstanceResponse)
     }
 
+    async fn pause_instance(
+        &self,
+        request: Request<fleet::PauseInstanceRequest>,
+    ) -> Result<Response<fleet::PauseInstanceResponse>, Status> {
+        action!(self, request, "PauseInstance", Action::Pause, PauseInstanceResponse)
+    }
+
+    async fn resume_instance(
+        &self,
+        request: Request<fleet::ResumeInstanceRequest>,
+    ) -> Result<Response<fleet::ResumeInstanceResponse>, Status> {
+        action!(self, request, "ResumeInstance", Action::Resume, ResumeInstanceResponse)
+    }
+
     async fn restart_instance(
         &self,
         request: Request<fleet::RestartInstanceRequest>,
@@ -191,6 +207,76 @@ impl InstanceService for InstanceApi {
         request: Request<fleet::RebuildInstanceRequest>,
     ) -> Result<Response<fleet::RebuildInstanceResponse>, Status> {
         action!(self, request, "RebuildInstance", Action::Rebuild, RebuildInstanceResponse)
+    }
+
+    async fn rollback_instance(
+        &self,
+        request: Request<fleet::RollbackInstanceRequest>,
+    ) -> Result<Response<fleet::RollbackInstanceResponse>, Status> {
+        use fleet::rollback_instance_request::Target;
+        let caller = caller_of(&request)?;
+        let request = request.into_inner();
+        let envelope = Envelope {
+            method: "claw.fleet.v1.InstanceService/RollbackInstance",
+            validate_only: request.validate_only,
+            request_id: &request.request_id,
+        };
+        let call = self.call(&envelope, &caller, &claw_proto::encode(&request))?;
+        let name = parse_instance_name("name", &request.name).map_err(Refusal::from)?;
+        let target = match &request.target {
+            Some(Target::Snapshot(text)) => snapshot_of(&name, text)?,
+            Some(Target::Revision(revision)) => RollbackTarget::Revision(*revision),
+            None => return Err(Refusal::field("target", "must be said").into()),
+        };
+        let answer = Answer {
+            codec: Codec { encode: claw_proto::encode, decode: claw_proto::decode },
+            make: |instance| fleet::RollbackInstanceResponse { instance: Some(instance) },
+        };
+        let back = self.fleet.roll_back_instance(call, name, request.etag, target, answer);
+        Ok(Response::new(back.await?))
+    }
+
+    async fn list_instance_revisions(
+        &self,
+        request: Request<fleet::ListInstanceRevisionsRequest>,
+    ) -> Result<Response<fleet::ListInstanceRevisionsResponse>, Status> {
+        let request = request.into_inner();
+        let name = parse_instance_name("name", &request.name).map_err(Refusal::from)?;
+        let list = format!("revisions {name}");
+        let page = Page::parse(list, request.page_size, &request.page_token)?;
+        let query = move |connection: &Connection, _keys: &Keys| {
+            let instance = instances::load(connection, &name)?;
+            let (rows, token) = revisions::list(connection, &instance.uid, &page)?;
+            let history = revisions::history(connection, &instance.uid)?;
+            let listed = snapshots::all(connection, &instance.uid)?;
+            let shown = rows.into_iter().map(|row| {
+                crate::view::snapshots::revision(row, &instance.name, &history, &listed)
+            });
+            Ok((shown.collect(), token))
+        };
+        let (revisions, next_page_token) = self.fleet.store.read_long(query).await?;
+        Ok(Response::new(fleet::ListInstanceRevisionsResponse { revisions, next_page_token }))
+    }
+
+    async fn plan_instance(
+        &self,
+        request: Request<fleet::PlanInstanceRequest>,
+    ) -> Result<Response<fleet::PlanInstanceResponse>, Status> {
+        use fleet::plan_instance_request::Change as Wire;
+        let request = request.into_inner();
+        let name = parse_instance_name("name", &request.name).map_err(Refusal::from)?;
+        let change = match request.change {
+            Some(Wire::Update(update)) => Change::Update(Box::new(SpecPatch {
+                host: None,
+                spec: update.spec.unwrap_or_default(),
+                paths: update.update_mask.map(|mask| mask.paths).unwrap_or_default(),
+            })),
+            Some(Wire::Snapshot(text)) => Change::Rollback(snapshot_of(&name, &text)?),
+            Some(Wire::Revision(revision)) => Change::Rollback(RollbackTarget::Revision(revision)),
+            None => return Err(Refusal::field("change", "must be said").into()),
+        };
+        let plan = self.fleet.plan_instance(name, change).await?;
+        Ok(Response::new(fleet::PlanInstanceResponse { plan: Some(plan) }))
     }
 
     type WatchInstancesStream = ReceiverStream<Result<fleet::WatchInstancesResponse, Status>>;
@@ -222,6 +308,34 @@ impl InstanceService for InstanceApi {
         let fetched = self.fleet.fetch_gateway_token(call, name, codec, make);
         Ok(Response::new(fetched.await?))
     }
+
+    async fn fetch_recovery_password(
+        &self,
+        request: Request<fleet::FetchRecoveryPasswordRequest>,
+    ) -> Result<Response<fleet::FetchRecoveryPasswordResponse>, Status> {
+        let caller = caller_of(&request)?;
+        let request = request.into_inner();
+        let envelope = Envelope {
+            method: "claw.fleet.v1.InstanceService/FetchRecoveryPassword",
+            validate_only: false,
+            request_id: "",
+        };
+        let call = self.call(&envelope, &caller, &[])?;
+        let name = parse_instance_name("name", &request.name).map_err(Refusal::from)?;
+        let codec = Codec { encode: claw_proto::encode, decode: claw_proto::decode };
+        let make = |recovery_password| fleet::FetchRecoveryPasswordResponse { recovery_password };
+        let fetched = self.fleet.fetch_recovery_password(call, name, request.uid, codec, make);
+        Ok(Response::new(fetched.await?))
+    }
+}
+
+/// A snapshot of this very instance.
+fn snapshot_of(instance: &InstanceName, text: &str) -> Result<RollbackTarget, Refusal> {
+    let (of, snapshot) = parse_snapshot_name("snapshot", text)?;
+    if of != *instance {
+        return Err(Refusal::field("snapshot", format!("must be one of instances/{instance}")));
+    }
+    Ok(RollbackTarget::Snapshot(snapshot))
 }
 
 impl InstanceApi {

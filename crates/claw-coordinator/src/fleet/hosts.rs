@@ -204,7 +204,7 @@ impl Fleet {
                 return Err(Refusal::precondition(Precondition::HostInUse, subject, description));
             }
             for instance in held.keys() {
-                instances::delete(connection, instance)?;
+                instances::delete(connection, instance, now)?;
             }
             let denied =
                 certificates::deny_all(connection, &agent_identity(&name)?, now, "deleted")?;

@@ -16,7 +16,7 @@ use super::{Fleet, check_etag, spec_check};
 use crate::refusal::{Precondition, Refusal};
 use crate::store::instances::{self, InstanceRow};
 use crate::store::mutation::{Call, Codec, Done, Effects};
-use crate::store::{Keys, host_state, hosts, random_id};
+use crate::store::{Keys, host_state, hosts, random_id, revisions};
 
 /// How the answer to a change of an instance is made and kept.
 #[derive(Debug)]
@@ -45,6 +45,10 @@ pub enum Action {
     Start,
     /// Down.
     Stop,
+    /// Down, and a snapshot is held.
+    Pause,
+    /// Up again after a pause.
+    Resume,
     /// Down and up, once.
     Restart,
     /// A new container.
@@ -158,7 +162,7 @@ impl Fleet {
         self.change_instance(call, answer, job).await
     }
 
-    /// Starts, stops, restarts, rebuilds or deletes.
+    /// Starts, stops, pauses, resumes, restarts, rebuilds or deletes.
     ///
     /// # Errors
     /// [`Refusal::NotFound`], [`Refusal::StaleEtag`], [`Refusal::Precondition`].
@@ -218,7 +222,7 @@ impl Fleet {
     }
 
     /// Stores a change of one instance together with the new state of its host.
-    async fn change_instance<R: Send + 'static>(
+    pub(super) async fn change_instance<R: Send + 'static>(
         &self,
         call: Call,
         answer: Answer<R>,
@@ -231,11 +235,15 @@ impl Fleet {
             .store
             .mutate(call, codec, move |connection, keys| {
                 let (mut instance, summary) = job(connection, keys)?;
+                let is_live = instance.deleted.is_none();
                 let before = hosts::load(connection, &instance.host)?;
                 let generation = host_state::advance(connection, keys, &before)?;
                 if generation != before.stamp.generation {
                     instances::set_generation(connection, &instance.name, generation)?;
                     instance.generation = generation;
+                }
+                if is_live {
+                    revisions::keep(connection, &instance)?;
                 }
                 let host = hosts::load(connection, &instance.host)?;
                 let response = make(crate::view::instance(&instance, &host, &registry, now));
@@ -262,23 +270,38 @@ fn act(
     action: Action,
     now: claw_core::time::Timestamp,
 ) -> Result<Option<&'static str>, Refusal> {
-    let stopped = instance.spec.run_state == i32::from(fleet::RunState::Stopped);
+    let run = run_state(&instance.spec);
+    let wanted = match action {
+        Action::Start | Action::Resume => Some(fleet::RunState::Running),
+        Action::Stop => Some(fleet::RunState::Stopped),
+        Action::Pause => Some(fleet::RunState::Paused),
+        Action::Restart | Action::Rebuild | Action::Delete => None,
+    };
+    if wanted == Some(run) {
+        return Ok(None);
+    }
+    if let Some(wanted) = wanted {
+        instance.spec.run_state = wanted.into();
+    }
+    let refuse = |reason, problem: &str| {
+        let subject = format!("instances/{}", instance.name);
+        let text = format!("{subject} is {problem}; start it instead");
+        Err(Refusal::precondition(reason, subject, text))
+    };
     Ok(match action {
-        Action::Start if stopped => {
-            instance.spec.run_state = fleet::RunState::Running.into();
-            Some("wanted up")
+        Action::Resume if run == fleet::RunState::Stopped => {
+            return refuse(Precondition::InstanceNotPaused, "stopped and not paused");
         }
-        Action::Stop if !stopped => {
-            instance.spec.run_state = fleet::RunState::Stopped.into();
-            Some("wanted down")
+        Action::Restart if run == fleet::RunState::Stopped => {
+            return refuse(Precondition::InstanceStopped, "stopped");
         }
-        Action::Restart if stopped => {
-            return Err(Refusal::precondition(
-                Precondition::InstanceStopped,
-                format!("instances/{}", instance.name),
-                format!("instances/{} is stopped; start it instead", instance.name),
-            ));
+        Action::Restart if run == fleet::RunState::Paused => {
+            return refuse(Precondition::InstanceStopped, "paused");
         }
+        Action::Start => Some("wanted up"),
+        Action::Resume => Some("resumed"),
+        Action::Stop => Some("wanted down"),
+        Action::Pause => Some("paused"),
         Action::Restart => {
             instance.counters.restarts = instance.counters.restarts.saturating_add(1);
             Some("restart asked for")
@@ -291,8 +314,16 @@ fn act(
             instance.deleted = Some(now);
             Some("deleted; its host removes it")
         }
-        Action::Start | Action::Stop | Action::Delete => None,
+        Action::Delete => None,
     })
+}
+
+/// Whether it shall run.
+pub(super) fn run_state(spec: &fleet::InstanceSpec) -> fleet::RunState {
+    match spec.run_state() {
+        fleet::RunState::Unspecified => fleet::RunState::Running,
+        said => said,
+    }
 }
 
 fn load(connection: &Connection, name: &InstanceName, etag: &str) -> Result<InstanceRow, Refusal> {
@@ -301,7 +332,7 @@ fn load(connection: &Connection, name: &InstanceName, etag: &str) -> Result<Inst
     Ok(instance)
 }
 
-fn load_live(
+pub(super) fn load_live(
     connection: &Connection,
     name: &InstanceName,
     etag: &str,
@@ -330,7 +361,7 @@ fn check_name_is_free(connection: &Connection, name: &InstanceName) -> Result<()
 }
 
 /// A reverse proxy serves each name for one instance only.
-fn check_hostnames(
+pub(super) fn check_hostnames(
     connection: &Connection,
     host: &HostName,
     name: &InstanceName,
@@ -357,7 +388,11 @@ fn check_hostnames(
     violations.into_result().map_err(Refusal::Invalid)
 }
 
-fn merge(old: &fleet::InstanceSpec, patch: &SpecPatch) -> Result<fleet::InstanceSpec, Refusal> {
+/// The spec that an update makes of `old`.
+pub(super) fn merge(
+    old: &fleet::InstanceSpec,
+    patch: &SpecPatch,
+) -> Result<fleet::InstanceSpec, Refusal> {
     let mut merged = apply_mask(old, &patch.spec, &patch.paths)?;
     keep_secrets(&mut merged, old);
     let token = old.secrets.get(GATEWAY_TOKEN).map(String::as_str);
@@ -366,7 +401,10 @@ fn merge(old: &fleet::InstanceSpec, patch: &SpecPatch) -> Result<fleet::Instance
 }
 
 /// Names of the fields that differ, for the audit.
-fn changed_fields(old: &fleet::InstanceSpec, new: &fleet::InstanceSpec) -> Vec<&'static str> {
+pub(super) fn changed_fields(
+    old: &fleet::InstanceSpec,
+    new: &fleet::InstanceSpec,
+) -> Vec<&'static str> {
     let fields = [
         ("image", old.image != new.image),
         ("tier", old.tier != new.tier),
@@ -381,6 +419,9 @@ fn changed_fields(old: &fleet::InstanceSpec, new: &fleet::InstanceSpec) -> Vec<&
         ("allowed_origins", old.allowed_origins != new.allowed_origins),
         ("health", old.health != new.health),
         ("stop_grace", old.stop_grace != new.stop_grace),
+        ("network", old.network != new.network),
+        ("backup", old.backup != new.backup),
+        ("update", old.update != new.update),
     ];
     fields.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
 }

@@ -82,7 +82,7 @@ impl Fleet {
                     if !deleting {
                         continue;
                     }
-                    instances::delete(connection, &name)?;
+                    instances::delete(connection, &name, now)?;
                     let entry = Entry {
                         principal: "system".to_owned(),
                         source: String::new(),

@@ -15,7 +15,7 @@ use crate::fleet::Fleet;
 use crate::refusal::Refusal;
 use crate::server_certificate::ServerCertificates;
 use crate::status::Chain;
-use crate::store::{certificates, hosts, requests, tokens};
+use crate::store::{certificates, hosts, requests, snapshots, tokens};
 
 /// How often certificates and denylist on disk are looked at.
 const LOOK: Duration = Duration::from_secs(5);
@@ -146,6 +146,7 @@ impl Maintenance {
             requests::delete_old(connection, before(now, requests::KEPT))?;
             tokens::delete_old(connection, before(now, ENDED_KEPT))?;
             certificates::delete_old(connection, before(now, ENDED_KEPT))?;
+            snapshots::delete_old(connection, now)?;
             Ok::<(), Refusal>(())
         });
         if let Err(error) = cleaned.await {

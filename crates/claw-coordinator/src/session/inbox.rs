@@ -1,6 +1,8 @@
 //! What an agent says after its greeting.
 
 use claw_core::name::InstanceName;
+use claw_proto::convert::backup::backup_status_from_wire;
+use claw_proto::convert::backup::escrow::{escrow_ack, escrow_from_wire};
 use claw_proto::convert::session::{resources_from_wire, status_from_wire};
 use claw_proto::convert::violation::Violations;
 use claw_proto::node::v1 as node;
@@ -42,6 +44,8 @@ impl Live {
                 self.fleet.registry.answered(&self.host, &self.id, result);
                 Ok(())
             }
+            Some(Message::BackupStatus(status)) => self.backup(&status).await,
+            Some(Message::RepositoryEscrow(escrow)) => self.escrow(&escrow).await,
             // A kind of message that is newer than this program is none of its business.
             None => Ok(()),
         }
@@ -56,6 +60,29 @@ impl Live {
         if changed.may_settle_removals && self.fleet.registry.is_current(&self.host, &self.id) {
             let evidence = Evidence::Status(Box::new(report));
             self.fleet.settle_removals(&self.host, persisted, evidence).await?;
+        }
+        Ok(())
+    }
+
+    async fn backup(&self, status: &node::BackupStatus) -> Result<(), Status> {
+        let below = |v: Violations| Refusal::Invalid(v.below("backup_status"));
+        let (instance, report) = backup_status_from_wire(status).map_err(below)?;
+        if self.fleet.registry.is_current(&self.host, &self.id) {
+            self.fleet.note_backup(&self.host, &instance, report).await?;
+        }
+        Ok(())
+    }
+
+    async fn escrow(&mut self, escrow: &node::RepositoryEscrow) -> Result<(), Status> {
+        let below = |v: Violations| Refusal::Invalid(v.below("repository_escrow"));
+        let escrow = escrow_from_wire(escrow).map_err(below)?;
+        if !self.fleet.registry.is_current(&self.host, &self.id) {
+            return Ok(());
+        }
+        let ack = escrow_ack(&escrow);
+        // Passwords of what nobody knows of are not kept, and not acknowledged.
+        if self.fleet.note_escrow(&self.host, escrow).await? {
+            self.outbox.acknowledge_escrow(ack);
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
-//! What must still be said to an agent: at most one of each kind, the newest.
+//! What must still be said to an agent: at most one of each kind, the newest; of escrows one per instance.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use claw_proto::convert::duration_to_wire;
@@ -18,6 +19,7 @@ use crate::store::host_state::Desired;
 pub(super) struct Outbox {
     welcome: Option<node::Welcome>,
     ack: Option<u64>,
+    escrow_acks: BTreeMap<String, node::EscrowAck>,
     desired_may_have_changed: bool,
     known: Known,
     question: Option<node::Command>,
@@ -32,6 +34,7 @@ impl Outbox {
         Self {
             welcome: Some(welcome),
             ack: None,
+            escrow_acks: BTreeMap::new(),
             desired_may_have_changed: true,
             known,
             question: None,
@@ -48,6 +51,11 @@ impl Outbox {
 
     pub(super) fn acknowledge(&mut self, sequence: u64) {
         self.ack = Some(sequence);
+        self.touch();
+    }
+
+    pub(super) fn acknowledge_escrow(&mut self, ack: node::EscrowAck) {
+        self.escrow_acks.insert(ack.instance.clone(), ack);
         self.touch();
     }
 
@@ -77,6 +85,7 @@ impl Outbox {
             || self.desired_may_have_changed
             || self.question.is_some()
             || self.ack.is_some()
+            || !self.escrow_acks.is_empty()
     }
 
     /// What the agent has, by its own words or because it was sent.
@@ -99,9 +108,10 @@ impl Outbox {
             Some(Message::GoAway(node::GoAway { reason: reason.to_owned(), retry_after }))
         } else if let Some(question) = self.question.take() {
             Some(Message::Command(question))
+        } else if let Some(sequence) = self.ack.take() {
+            Some(Message::EventAck(node::EventAck { sequence }))
         } else {
-            let ack = self.ack.take();
-            ack.map(|sequence| Message::EventAck(node::EventAck { sequence }))
+            self.escrow_acks.pop_first().map(|(_instance, ack)| Message::EscrowAck(ack))
         };
         self.sent();
         message.map(|message| node::SessionResponse { message: Some(message) })

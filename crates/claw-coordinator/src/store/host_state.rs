@@ -135,7 +135,7 @@ pub fn complete(
     full: &fleet::InstanceSpec,
     field: &str,
 ) -> Result<claw_core::spec::InstanceSpec, Refusal> {
-    instance_spec(full, &keys.tiers, instance.counters)
+    instance_spec(full, &keys.tiers, instance.counters.clone())
         .map_err(|violations| Refusal::Invalid(violations.below(field)))
 }
 

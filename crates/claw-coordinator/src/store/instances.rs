@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 
 use claw_core::name::{HostName, InstanceName};
+use claw_core::spec::RestoreOrder;
 use claw_core::stamp::Generation;
 use claw_core::time::Timestamp;
 use claw_identity::seal::SealKey;
+use claw_proto::convert::backup::{restore_from_wire, restore_to_wire};
 use claw_proto::convert::spec::{Counters, redact};
 use claw_proto::fleet::v1 as fleet;
+use claw_proto::node::v1 as node;
 use claw_store::rusqlite::{Connection, OptionalExtension as _, Row, named_params};
 
-use super::{int, time, time_or_none, uint};
+use super::{int, snapshots, time, time_or_none, uint};
 use crate::page::Page;
 use crate::refusal::{Fault, Refusal};
 
@@ -27,7 +30,7 @@ pub struct InstanceRow {
     pub spec: fleet::InstanceSpec,
     /// The secrets, sealed.
     pub sealed: Vec<u8>,
-    /// Restarts and rebuilds asked for.
+    /// Restarts, rebuilds and restores asked for.
     pub counters: Counters,
     /// Rises with every change of the spec.
     pub revision: u64,
@@ -53,13 +56,7 @@ impl InstanceRow {
     /// # Errors
     /// [`Refusal::Internal`] when they do not open.
     pub fn full_spec(&self, seal: &SealKey) -> Result<fleet::InstanceSpec, Refusal> {
-        let what = || format!("instances/{}", self.name);
-        let opened = seal
-            .open(&context(&self.uid), &self.sealed)
-            .map_err(|source| Fault::Sealed { what: what(), source })?;
-        let secrets: fleet::InstanceSpec =
-            claw_proto::decode(&opened).map_err(|source| Fault::Stored { what: what(), source })?;
-        Ok(fleet::InstanceSpec { secrets: secrets.secrets, ..self.spec.clone() })
+        open_spec(&self.uid, &format!("instances/{}", self.name), &self.spec, &self.sealed, seal)
     }
 
     /// Takes a spec with its secrets.
@@ -89,11 +86,28 @@ impl std::fmt::Debug for InstanceRow {
     }
 }
 
+/// A spec with its secrets, from what is stored of it.
+pub(super) fn open_spec(
+    uid: &str,
+    what: &str,
+    spec: &fleet::InstanceSpec,
+    sealed: &[u8],
+    seal: &SealKey,
+) -> Result<fleet::InstanceSpec, Refusal> {
+    let what = || what.to_owned();
+    let opened = seal
+        .open(&context(uid), sealed)
+        .map_err(|source| Fault::Sealed { what: what(), source })?;
+    let secrets: fleet::InstanceSpec =
+        claw_proto::decode(&opened).map_err(|source| Fault::Stored { what: what(), source })?;
+    Ok(fleet::InstanceSpec { secrets: secrets.secrets, ..spec.clone() })
+}
+
 /// What an instance shows besides its spec, roughly.
 const ROW_BYTES: usize = 2048;
 
-const COLUMNS: &str = "name, uid, host, spec, sealed, restarts, rebuilds, revision, generation, \
-    created_ms, updated_ms, deleted_ms";
+const COLUMNS: &str = "name, uid, host, spec, sealed, restarts, rebuilds, restore, revision, \
+    generation, created_ms, updated_ms, deleted_ms";
 
 /// An instance, if it exists.
 ///
@@ -153,6 +167,16 @@ pub fn of_host(connection: &Connection, host: &HostName) -> Result<Vec<InstanceR
     rows.map(|row| row?).collect()
 }
 
+/// Instances from before there were repositories.
+pub(super) fn without_repository(connection: &Connection) -> Result<Vec<InstanceRow>, Refusal> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM instance WHERE uid NOT IN (SELECT uid FROM repository) ORDER BY name"
+    );
+    let mut statement = connection.prepare(&sql)?;
+    let rows = statement.query_map((), |row| Ok(from_row(row)))?;
+    rows.map(|row| row?).collect()
+}
+
 /// Names of a host's instances, those being deleted included.
 ///
 /// # Errors
@@ -202,8 +226,8 @@ pub(crate) fn update(connection: &Connection, instance: &InstanceRow) -> Result<
     connection
         .prepare_cached(
             "UPDATE instance SET spec = :spec, sealed = :sealed, restarts = :restarts,
-                 rebuilds = :rebuilds, revision = :revision, generation = :generation,
-                 updated_ms = :updated, deleted_ms = :deleted
+                 rebuilds = :rebuilds, restore = :restore, revision = :revision,
+                 generation = :generation, updated_ms = :updated, deleted_ms = :deleted
              WHERE name = :name",
         )?
         .execute(named_params! {
@@ -212,6 +236,8 @@ pub(crate) fn update(connection: &Connection, instance: &InstanceRow) -> Result<
             ":sealed": instance.sealed,
             ":restarts": int(instance.counters.restarts),
             ":rebuilds": int(instance.counters.rebuilds),
+            ":restore": instance.counters.restore.as_ref()
+                .map(|order| claw_proto::encode(&restore_to_wire(order))),
             ":revision": int(instance.revision),
             ":generation": int(instance.generation.0),
             ":updated": instance.updated.millis(),
@@ -244,7 +270,13 @@ pub(crate) fn set_generation_of_host(
     Ok(())
 }
 
-pub(crate) fn delete(connection: &Connection, name: &InstanceName) -> Result<(), Refusal> {
+/// Deletes the row; what is known of the instance's snapshots stays for a while.
+pub(crate) fn delete(
+    connection: &Connection,
+    name: &InstanceName,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    snapshots::retire(connection, name, now)?;
     connection.execute("DELETE FROM instance WHERE name = ?1", [name.as_str()])?;
     Ok(())
 }
@@ -253,7 +285,17 @@ fn context(uid: &str) -> Vec<u8> {
     format!("instances/{uid}/secrets").into_bytes()
 }
 
-fn parse_name(text: &str) -> Result<InstanceName, Refusal> {
+/// The restore that was ordered last, if any.
+fn restore_of(row: &Row<'_>, name: &InstanceName) -> Result<Option<RestoreOrder>, Refusal> {
+    let Some(bytes) = row.get::<_, Option<Vec<u8>>>("restore")? else { return Ok(None) };
+    let what = || format!("instances/{name}");
+    let wire: node::RestoreOrder =
+        claw_proto::decode(&bytes).map_err(|source| Fault::Stored { what: what(), source })?;
+    let order = restore_from_wire(&wire).map_err(|faults| Refusal::damaged(what(), faults))?;
+    Ok(Some(order))
+}
+
+pub(super) fn parse_name(text: &str) -> Result<InstanceName, Refusal> {
     InstanceName::parse(text).map_err(|error| Refusal::damaged("name of an instance", error))
 }
 
@@ -266,7 +308,11 @@ fn from_row(row: &Row<'_>) -> Result<InstanceRow, Refusal> {
         host: super::hosts::parse_name(&row.get::<_, String>("host")?)?,
         spec,
         sealed: row.get("sealed")?,
-        counters: Counters { restarts: uint(row, "restarts")?, rebuilds: uint(row, "rebuilds")? },
+        counters: Counters {
+            restarts: uint(row, "restarts")?,
+            rebuilds: uint(row, "rebuilds")?,
+            restore: restore_of(row, &name)?,
+        },
         revision: uint(row, "revision")?,
         generation: Generation(uint(row, "generation")?),
         created: time(row, "created_ms")?,

@@ -101,6 +101,21 @@ impl From<Refusal> for Undo {
 }
 
 impl Store {
+    /// The answer that was given to this request before, for changes that ask a host first.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] when the request's id was used for another request.
+    pub fn earlier_answer<R>(&self, call: &Call, codec: &Codec<R>) -> Result<Option<R>, Refusal> {
+        let Some(request) = &call.request else { return Ok(None) };
+        let find = |connection: &Connection, _keys: &Keys| {
+            requests::find(connection, &call.principal, request)
+        };
+        let Some(answer) = self.read(find)? else { return Ok(None) };
+        let what = || format!("an answer of {}", call.method);
+        let decoded = (codec.decode)(&answer);
+        Ok(Some(decoded.map_err(|source| Fault::Stored { what: what(), source })?))
+    }
+
     /// Carries out a change; the answer is durable with it.
     ///
     /// # Errors

@@ -11,7 +11,54 @@ pub(crate) const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, sql: FIRST },
     // An encoded claw.node.v1.HostFirewall; NULL for its default.
     Migration { version: 2, sql: "ALTER TABLE host ADD COLUMN firewall BLOB;" },
+    Migration { version: 3, sql: SNAPSHOTS },
 ];
+
+/// `instance.restore` is an encoded claw.node.v1.RestoreOrder, NULL before the first. A revision is in
+/// force from `generation` up to but without `until`. `repository.since` is the host's generation that
+/// brought the instance; what was kept before is of an earlier one of its name. `repository.report` is an encoded
+/// claw.node.v1.BackupReport without its list, `snapshot.listed` an encoded claw.node.v1.SnapshotInfo;
+/// all are keyed by the uid of an instance, which they outlive.
+const SNAPSHOTS: &str = "
+ALTER TABLE instance ADD COLUMN restore BLOB;
+
+CREATE TABLE revision (
+    uid TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    until INTEGER,
+    image TEXT NOT NULL,
+    created_ms INTEGER NOT NULL,
+    spec BLOB NOT NULL,
+    sealed BLOB NOT NULL,
+    PRIMARY KEY (uid, revision)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE repository (
+    uid TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    host TEXT NOT NULL,
+    since INTEGER NOT NULL,
+    deleted_ms INTEGER,
+    report BLOB,
+    reported_ms INTEGER,
+    digest BLOB,
+    escrow BLOB,
+    escrow_digest BLOB
+) STRICT, WITHOUT ROWID;
+CREATE INDEX repository_name ON repository (name);
+
+CREATE TABLE snapshot (
+    uid TEXT NOT NULL REFERENCES repository (uid),
+    name TEXT NOT NULL,
+    taken_ms INTEGER NOT NULL,
+    listed BLOB,
+    forgetting_ms INTEGER,
+    problem TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (uid, name)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX snapshot_time ON snapshot (uid, taken_ms);
+";
 
 const FIRST: &str = "
 CREATE TABLE meta (

@@ -365,7 +365,13 @@ async fn a_database_from_before_the_firewall_is_taken() {
     let fleet = fleet
         .restart(|data_dir| {
             let database = Connection::open(data_dir.join("fleet.db")).unwrap();
-            database.execute_batch("ALTER TABLE host DROP COLUMN firewall").unwrap();
+            database
+                .execute_batch(
+                    "ALTER TABLE host DROP COLUMN firewall; DROP TABLE snapshot;
+                     DROP TABLE repository; DROP TABLE revision;
+                     ALTER TABLE instance DROP COLUMN restore;",
+                )
+                .unwrap();
             database.pragma_update(None, "user_version", 1).unwrap();
         })
         .await;
@@ -375,4 +381,6 @@ async fn a_database_from_before_the_firewall_is_taken() {
     assert_eq!(after.status.unwrap().desired, before.status.unwrap().desired, "nobody restarts");
     operator.hosts.update_host(update(Some(policy("192.0.2.0/24")))).await.unwrap();
     assert!(operator.host("a").await.unwrap().firewall.is_some());
+    let kept = operator.revisions("demo").await;
+    assert_eq!(kept.len(), 1, "the present spec can be gone back to");
 }

@@ -19,6 +19,7 @@ use claw_proto::fleet::v1::audit_service_client::AuditServiceClient;
 use claw_proto::fleet::v1::host_service_client::HostServiceClient;
 use claw_proto::fleet::v1::instance_service_client::InstanceServiceClient;
 use claw_proto::fleet::v1::join_token_service_client::JoinTokenServiceClient;
+use claw_proto::fleet::v1::snapshot_service_client::SnapshotServiceClient;
 use claw_proto::fleet::v1::{self as fleet};
 use claw_proto::node::v1::enrolment_service_client::EnrolmentServiceClient;
 use claw_proto::node::v1::node_service_client::NodeServiceClient;
@@ -264,6 +265,7 @@ pub(crate) fn enrol_request(token: &str, host: &str, key: &HostKey) -> node::Enr
 pub(crate) struct Clients {
     pub(crate) hosts: HostServiceClient<Channel>,
     pub(crate) instances: InstanceServiceClient<Channel>,
+    pub(crate) snapshots: SnapshotServiceClient<Channel>,
     pub(crate) tokens: JoinTokenServiceClient<Channel>,
     pub(crate) audit: AuditServiceClient<Channel>,
 }
@@ -273,6 +275,7 @@ impl Clients {
         Self {
             hosts: HostServiceClient::new(channel.clone()),
             instances: InstanceServiceClient::new(channel.clone()),
+            snapshots: SnapshotServiceClient::new(channel.clone()),
             tokens: JoinTokenServiceClient::new(channel.clone()),
             audit: AuditServiceClient::new(channel),
         }
@@ -312,6 +315,22 @@ impl Clients {
         let name = format!("instances/{name}");
         let request = fleet::DeleteInstanceRequest { name, ..Default::default() };
         Ok(self.instances.delete_instance(request).await?.into_inner().instance.unwrap())
+    }
+
+    pub(crate) async fn revisions(&mut self, name: &str) -> Vec<fleet::InstanceRevision> {
+        let name = format!("instances/{name}");
+        let request =
+            fleet::ListInstanceRevisionsRequest { name, page_size: 1000, ..Default::default() };
+        self.instances.list_instance_revisions(request).await.unwrap().into_inner().revisions
+    }
+
+    pub(crate) async fn list_snapshots(
+        &mut self,
+        name: &str,
+    ) -> Result<fleet::ListSnapshotsResponse, Status> {
+        let parent = format!("instances/{name}");
+        let request = fleet::ListSnapshotsRequest { parent, ..Default::default() };
+        Ok(self.snapshots.list_snapshots(request).await?.into_inner())
     }
 
     pub(crate) async fn audit(&mut self, resource: &str) -> Vec<fleet::AuditEntry> {

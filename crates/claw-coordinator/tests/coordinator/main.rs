@@ -10,6 +10,8 @@ mod firewall;
 mod fixture;
 mod hostile_bytes;
 mod restart;
+mod rollback;
 mod secrecy;
 mod sessions;
+mod snapshots;
 mod watching;

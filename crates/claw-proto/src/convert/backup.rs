@@ -23,7 +23,7 @@ pub(super) use operation::{
 };
 pub use report::{
     backup_status_from_wire, backup_status_to_wire, cause_to_wire, report_from_wire,
-    report_to_wire, snapshot_to_wire,
+    report_to_wire, snapshot_from_wire, snapshot_to_wire,
 };
 
 /// When snapshots are taken and which are kept, every default spelled out.

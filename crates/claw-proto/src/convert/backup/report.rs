@@ -118,7 +118,11 @@ pub fn snapshot_to_wire(snapshot: &SnapshotInfo) -> node::SnapshotInfo {
     }
 }
 
-fn snapshot_from_wire(wire: &node::SnapshotInfo) -> Result<SnapshotInfo, Violations> {
+/// A snapshot as its host lists it.
+///
+/// # Errors
+/// Every wrong field at once.
+pub fn snapshot_from_wire(wire: &node::SnapshotInfo) -> Result<SnapshotInfo, Violations> {
     let mut v = Violations::default();
     let name = v.take("name", SnapshotName::parse(&wire.name));
     let id = Digest::from_slice(&wire.id);
