@@ -1,0 +1,440 @@
+//! What the loop of snapshots knows of one instance, and what an ended job changes in it.
+//!
+//! No effects: events that are to be told are returned.
+//!
+//! Where to start: [`Ledger::conclude`].
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use claw_core::backup::{BackupReport, MAX_LISTED, SnapshotHealth, SnapshotInfo};
+use claw_core::event::{EventKind, Severity};
+use claw_core::name::SnapshotName;
+use claw_core::plan::{DesiredInstance, Target};
+use claw_core::spec::{InstanceSpec, RunState};
+use claw_core::time::Timestamp;
+use claw_core::unit::MIB;
+
+use super::attempt::Attempts;
+use super::drill::is_verdict;
+use super::due::{Kind, Room, Standing, Subject, Work, counts, schedule};
+use super::job::{Done, JobError, Keys, Order};
+use super::record::{Ask, BackupRecord, DATA_PARTS, Looked};
+use super::retention::{Needs, forgettable};
+use crate::logging::chain;
+use crate::ports::{SnapshotList, SnapshotsError, Verification};
+use crate::roster::{Held, Member};
+
+/// After so many failures nobody waits for a snapshot at rest any more, and a request is given up.
+const GIVE_UP: u32 = 3;
+
+/// What is known of one instance.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    /// What outlives the agent.
+    pub(super) record: BackupRecord,
+    pub(super) attempts: Attempts,
+    pub(super) keys: Keys,
+    /// The last version that is known to have run on the data.
+    pub(super) described: Option<Rc<DesiredInstance>>,
+    list: Option<SnapshotList>,
+    stale: bool,
+    room: Making,
+    held: Held,
+    /// A snapshot at rest was given up while it was down since then.
+    gave_up: Option<Option<Timestamp>>,
+}
+
+/// Room that is made for a snapshot which did not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Making {
+    /// None is needed.
+    No,
+    /// It is to be made.
+    Wanted,
+    /// It was made once; what still does not fit has to wait.
+    Made,
+}
+
+/// An event to be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Told(pub(super) EventKind, pub(super) Severity, pub(super) String);
+
+/// When a job ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ended {
+    pub(super) at: Timestamp,
+    /// Uniform over all of `u64`.
+    pub(super) random: u64,
+}
+
+impl Ledger {
+    pub(super) fn new(record: BackupRecord) -> Self {
+        Self {
+            record,
+            attempts: Attempts::default(),
+            keys: Keys::Wanted,
+            described: None,
+            list: None,
+            stale: false,
+            room: Making::No,
+            held: Held::default(),
+            gave_up: None,
+        }
+    }
+
+    /// Every snapshot, oldest first; none while nobody has looked.
+    pub(super) fn snapshots(&self) -> Option<&[SnapshotInfo]> {
+        self.list.as_ref().map(|list| list.snapshots.as_slice())
+    }
+
+    /// Takes up what the instance's loop says.
+    pub(super) fn follow(&mut self, member: &Member) {
+        if matches!(member.effective.target, Target::Present { .. }) {
+            self.described = Some(Rc::clone(&member.effective));
+        }
+        if self.gave_up.is_some_and(|since| member.up.is_some() || since != member.down_since) {
+            self.gave_up = None;
+        }
+        if member.awaits.is_none() {
+            self.attempts.cleared(Kind::AtRest);
+        }
+        if member.replaced.is_none() {
+            self.attempts.cleared(Kind::Replaced);
+        }
+        let sound = |snapshot: &&SnapshotInfo| snapshot.health == SnapshotHealth::Sound;
+        let snapshots = self.snapshots().map(|list| list.iter().filter(sound).cloned().collect());
+        self.held = Held { snapshots, gave_up: self.gave_up.is_some() };
+    }
+
+    /// What the instance's loop may know.
+    pub(super) const fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// What needs snapshots beyond the policy.
+    pub(super) fn needs(&self, member: &Member) -> Needs {
+        let spec = spec(member);
+        Needs {
+            at_rest: member.awaits.is_some() || spec.is_none_or(|s| s.run == RunState::Paused),
+            replaced: member.replaced.as_ref().map(|replaced| replaced.since),
+            restore: spec.and_then(|spec| spec.restore.as_ref()).map(|r| r.snapshot.clone()),
+        }
+    }
+
+    /// What the policy does not keep.
+    pub(super) fn forgettable(
+        &self,
+        member: &Member,
+        now: Timestamp,
+    ) -> BTreeSet<claw_core::stamp::Digest> {
+        let (Some(spec), Some(list)) = (spec(member), self.snapshots()) else {
+            return BTreeSet::new();
+        };
+        forgettable(list, spec.backup.retention, &self.needs(member), now)
+    }
+
+    /// Everything that decides what is due. `low`: the disk is below its watermark.
+    pub(super) fn subject<'a>(
+        &'a self,
+        member: &'a Member,
+        disk: Room,
+        now: Timestamp,
+    ) -> Subject<'a> {
+        Subject {
+            name: &member.effective.name,
+            policy: spec(member).map(|spec| spec.backup),
+            standing: match (&member.up, member.data_present) {
+                (_, false) => Standing::Bare,
+                (Some(_), true) => Standing::Up,
+                (None, true) => Standing::Down(member.down_since),
+            },
+            awaits: member.awaits,
+            replaced: member.replaced.as_ref().map(|replaced| (replaced.cause, replaced.since)),
+            list: self.snapshots(),
+            stale: self.stale,
+            held: &self.held,
+            record: &self.record,
+            attempts: &self.attempts,
+            forgettable: self.forgettable(member, now).len(),
+            room: if self.room == Making::Wanted { Room::Wanted } else { disk },
+        }
+    }
+
+    /// How everything stands.
+    pub(super) fn report(&self, subject: &Subject<'_>, now: Timestamp) -> BackupReport {
+        // An agent that has just started knows nothing, and claims nothing.
+        let looked = subject.list.is_some() || self.attempts.failures(Kind::Look) > 0;
+        let schedule = schedule(subject, now).filter(|_| looked);
+        let all = self.snapshots().unwrap_or_default();
+        let surplus = all.len().saturating_sub(MAX_LISTED);
+        BackupReport {
+            snapshots: all.iter().skip(surplus).cloned().collect(),
+            stored_bytes: self.list.as_ref().map_or(0, |list| list.stored_bytes),
+            next_due: schedule.map(|schedule| schedule.due.max(self.record.first_seen)),
+            overdue: schedule.is_some_and(|schedule| schedule.overdue),
+            problem: self.attempts.problem().to_owned(),
+            verified_at: self.record.sound_at,
+            drilled_at: self.record.drilled_at,
+            replicated_at: None,
+        }
+    }
+
+    /// Says once per episode that the next snapshot is overdue.
+    pub(super) fn tell_overdue(&mut self, overdue: bool) -> Option<Told> {
+        let news = overdue && !self.record.overdue_told;
+        self.record.overdue_told = overdue;
+        let last = match self.record.taken_at {
+            Some(_) => "the next snapshot is overdue",
+            None => "no snapshot was ever taken",
+        };
+        let problem = self.attempts.problem();
+        let message =
+            if problem.is_empty() { last.to_owned() } else { format!("{last}: {problem}") };
+        news.then_some(Told(EventKind::BackupOverdue, Severity::Error, message))
+    }
+
+    /// It was done, and is still due: whatever is wrong, it is not done again at once.
+    pub(super) fn was_in_vain(&mut self, work: &Work, ended: Ended) {
+        let problem = format!("{work}: it was done and is still due");
+        self.attempts.failed(work.kind(), problem, ended.at, ended.random);
+    }
+
+    /// A job has ended.
+    pub(super) fn conclude(
+        &mut self,
+        order: &Order,
+        outcome: Result<Done, JobError>,
+        ended: Ended,
+    ) -> Vec<Told> {
+        let told = match outcome {
+            Ok(done) => self.done(order, done, ended),
+            Err(error) => self.failed(order, &error, ended),
+        };
+        self.mark_damaged();
+        told
+    }
+
+    fn done(&mut self, order: &Order, done: Done, ended: Ended) -> Vec<Told> {
+        let kind = order.work.kind();
+        if !matches!(done, Done::Verified(..)) {
+            self.attempts.cleared(kind);
+        }
+        if matches!(order.work, Work::Asked(_)) && !self.record.asks.is_empty() {
+            self.record.asks.remove(0);
+        }
+        match done {
+            Done::Swept => {
+                self.record.drilling = false;
+                Vec::new()
+            }
+            Done::Listed(list, _) => {
+                self.listed(list);
+                Vec::new()
+            }
+            Done::Taken(snapshot) => vec![self.taken(snapshot)],
+            Done::Forgotten(gone) => {
+                if let Some(list) = &mut self.list {
+                    list.snapshots.retain(|snapshot| !gone.contains(&snapshot.id));
+                }
+                self.stale = true;
+                if kind != Kind::Asked {
+                    self.record.pruned_at = Some(ended.at);
+                }
+                if self.room == Making::Wanted {
+                    self.room = Making::Made;
+                }
+                Vec::new()
+            }
+            Done::Verified(looked, found) => self.verified(order, looked, &found, ended),
+            Done::Drilled(snapshot, _) => {
+                self.record.drilling = false;
+                self.record.drill_at = Some(ended.at);
+                self.record.drilled_at = Some(ended.at);
+                let message =
+                    format!("snapshot {} was restored, booted and removed", snapshot.name);
+                vec![Told(EventKind::DrillPassed, Severity::Info, message)]
+            }
+        }
+    }
+
+    fn listed(&mut self, list: SnapshotList) {
+        let names: BTreeSet<&SnapshotName> = list.snapshots.iter().map(|s| &s.name).collect();
+        self.record.damage.retain(|name| names.contains(name));
+        let counted = list.snapshots.iter().filter(|snapshot| counts(snapshot));
+        self.record.taken_at = counted.map(|snapshot| snapshot.taken_at).max();
+        self.list = Some(list);
+        self.stale = false;
+    }
+
+    fn taken(&mut self, snapshot: SnapshotInfo) -> Told {
+        self.attempts.cleared(Kind::Scheduled);
+        self.attempts.cleared(Kind::Asked);
+        self.room = Making::No;
+        self.gave_up = None;
+        self.stale = true;
+        let message = format!(
+            "snapshot {} of {} files and {} MiB, {} MiB of them new",
+            snapshot.name,
+            snapshot.files,
+            snapshot.bytes.div_ceil(MIB),
+            snapshot.added_bytes.div_ceil(MIB),
+        );
+        if counts(&snapshot) {
+            self.record.taken_at = self.record.taken_at.max(Some(snapshot.taken_at));
+        }
+        if let Some(list) = &mut self.list
+            && list.snapshots.iter().all(|known| known.id != snapshot.id)
+        {
+            list.snapshots.push(snapshot);
+            list.snapshots.sort_by_key(|snapshot| snapshot.taken_at);
+        }
+        Told(EventKind::SnapshotTaken, Severity::Info, message)
+    }
+
+    fn verified(
+        &mut self,
+        order: &Order,
+        looked: Looked,
+        found: &Verification,
+        ended: Ended,
+    ) -> Vec<Told> {
+        let record = &mut self.record;
+        record.structure_at = Some(ended.at);
+        match looked {
+            Looked::Structure => {}
+            Looked::Part(part) => {
+                record.data_at = Some(ended.at);
+                record.data_part = part.saturating_add(1) % DATA_PARTS;
+            }
+            Looked::All => record.data_at = Some(ended.at),
+        }
+        let known = record.damage.snapshots();
+        record.damage.found(looked, found.affected.clone());
+        self.stale = true;
+        let kind = order.work.kind();
+        if found.damage.is_empty() && found.affected.is_empty() {
+            self.record.sound_at = Some(ended.at);
+            self.attempts.cleared(kind);
+            return Vec::new();
+        }
+        let problem = damage(found);
+        let times = self.attempts.failed(kind, problem.clone(), ended.at, ended.random);
+        let news = times == 1 || !found.affected.is_subset(&known);
+        news.then_some(Told(EventKind::SnapshotDamaged, Severity::Error, problem))
+            .into_iter()
+            .collect()
+    }
+
+    fn failed(&mut self, order: &Order, error: &JobError, ended: Ended) -> Vec<Told> {
+        let (work, kind) = (&order.work, order.work.kind());
+        if error.is_full() && takes(work) && self.room == Making::No {
+            // Before it counts as failed, whatever can be given back is.
+            self.room = Making::Wanted;
+            return Vec::new();
+        }
+        if kind == Kind::Room && self.room == Making::Wanted {
+            self.room = Making::Made;
+        }
+        if matches!(error, JobError::Snapshots(SnapshotsError::NotFound(_))) {
+            self.stale = true;
+        }
+        let problem = chain(error);
+        let times = self.attempts.failed(kind, problem.clone(), ended.at, ended.random);
+        if kind == Kind::Drill {
+            return self.drill_failed(error, problem, times, ended);
+        }
+        self.judge_failure(order, error, problem, times)
+    }
+
+    fn judge_failure(
+        &mut self,
+        order: &Order,
+        error: &JobError,
+        problem: String,
+        times: u32,
+    ) -> Vec<Told> {
+        let work = &order.work;
+        let mut told = Vec::new();
+        if times == 1 && matches!(error, JobError::Snapshots(SnapshotsError::Damaged(_))) {
+            let message = format!("{work}: {problem}");
+            told.push(Told(EventKind::SnapshotDamaged, Severity::Error, message));
+        }
+        let final_word = matches!(error, JobError::Needed { .. } | JobError::NoData);
+        match work {
+            Work::AtRest(_) if times == GIVE_UP => {
+                self.gave_up = Some(order.member.down_since);
+                let message =
+                    format!("{work}: given up after {times} attempts, the data stays: {problem}");
+                told.push(Told(EventKind::SnapshotFailed, Severity::Error, message));
+            }
+            Work::Asked(ask) if times >= GIVE_UP || final_word => {
+                let message = format!("{ask}: given up: {problem}");
+                self.record.asks.retain(|known| known != ask);
+                told.push(Told(EventKind::SnapshotFailed, Severity::Error, message));
+            }
+            work if times == 1 && (takes(work) || *work == Work::Look) => {
+                let message = format!("{work}: {problem}");
+                told.push(Told(EventKind::SnapshotFailed, Severity::Warning, message));
+            }
+            _ => {}
+        }
+        told
+    }
+
+    /// A verdict on the snapshot is told; that there was no room for a drill is a problem only.
+    fn drill_failed(
+        &mut self,
+        error: &JobError,
+        problem: String,
+        times: u32,
+        ended: Ended,
+    ) -> Vec<Told> {
+        if let JobError::Restore { snapshot, source: SnapshotsError::Damaged(_) } = error {
+            self.record.damage.is(snapshot.clone());
+            self.stale = true;
+        }
+        if !is_verdict(error) {
+            return Vec::new();
+        }
+        self.record.drill_at = Some(ended.at);
+        let told = Told(EventKind::DrillFailed, Severity::Error, problem);
+        (times == 1).then_some(told).into_iter().collect()
+    }
+
+    fn mark_damaged(&mut self) {
+        let damaged = self.record.damage.snapshots();
+        let list = self.list.iter_mut().flat_map(|list| &mut list.snapshots);
+        for snapshot in list.filter(|snapshot| damaged.contains(&snapshot.name)) {
+            snapshot.health = SnapshotHealth::Damaged;
+        }
+    }
+}
+
+const fn takes(work: &Work) -> bool {
+    matches!(
+        work,
+        Work::AtRest(_) | Work::Replaced(_) | Work::Scheduled | Work::Asked(Ask::Take(_))
+    )
+}
+
+fn spec(member: &Member) -> Option<&InstanceSpec> {
+    match &member.effective.target {
+        Target::Present { spec, .. } => Some(spec),
+        Target::Removed => None,
+    }
+}
+
+/// What is damaged, and what that affects, in one sentence.
+fn damage(found: &Verification) -> String {
+    let first = found.damage.first().map_or("something is damaged", String::as_str);
+    let more = match found.damage.len().saturating_sub(1) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let names: Vec<&str> = found.affected.iter().map(SnapshotName::as_str).collect();
+    if names.is_empty() {
+        return format!("damaged, no snapshot affected: {first}{more}");
+    }
+    format!("damaged, affected are {}: {first}{more}", names.join(", "))
+}
