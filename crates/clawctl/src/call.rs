@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustls::AlertDescription;
 use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::settings::Endpoint;
 
@@ -25,6 +25,8 @@ pub(crate) struct CallError {
     pub(crate) preconditions: Vec<(String, String)>,
     /// When another attempt makes sense.
     pub(crate) retry_after: Option<Duration>,
+    /// The stable word for why, such as `SNAPSHOT_DAMAGED`; empty when there is none.
+    pub(crate) reason: String,
     /// How the connection failed, when it did.
     pub(crate) transport: Option<TransportFault>,
     endpoint: Endpoint,
@@ -61,6 +63,7 @@ impl CallError {
             fields: fields.unwrap_or_default(),
             preconditions: preconditions.unwrap_or_default(),
             retry_after: details.retry_info().and_then(|info| info.retry_delay),
+            reason: reason(&details),
             transport: transport_fault(status),
             endpoint: endpoint.clone(),
         })
@@ -91,7 +94,14 @@ impl CallError {
             Code::InvalidArgument | Code::OutOfRange => {
                 "correct what is listed above and try again"
             }
+            Code::NotFound if self.doing.contains("snapshot") => {
+                "see what there is with `clawctl list` and `clawctl snapshot list INSTANCE`"
+            }
+            Code::NotFound if self.doing.contains("revision") => {
+                "see what there is with `clawctl list` and `clawctl revisions INSTANCE`"
+            }
             Code::NotFound => "see what there is with `clawctl list` and `clawctl host list`",
+            Code::AlreadyExists if self.doing.contains("/snapshots/") => "choose another name",
             Code::AlreadyExists => {
                 "choose another name, or change what exists with `clawctl apply -f FILE`"
             }
@@ -115,7 +125,8 @@ impl CallError {
             Code::Internal | Code::Unknown | Code::DataLoss => {
                 "the coordinator's log has the cause: journalctl --unit claw-coordinator"
             }
-            Code::FailedPrecondition | Code::Ok => return None,
+            Code::FailedPrecondition => return reason_hint(&self.reason).map(str::to_owned),
+            Code::Ok => return None,
         };
         Some(hint.to_owned())
     }
@@ -179,6 +190,36 @@ fn words(code: Code) -> &'static str {
     }
 }
 
+/// Of ErrorInfo, or else of the first thing that must be so first.
+fn reason(details: &ErrorDetails) -> String {
+    let told = details.error_info().map(|info| info.reason.clone());
+    let violated = || {
+        let first = details.precondition_failure()?.violations.first()?;
+        Some(first.r#type.clone())
+    };
+    told.or_else(violated).unwrap_or_default()
+}
+
+/// What to do when something is not in the state for it; the words are the coordinator's.
+fn reason_hint(reason: &str) -> Option<&'static str> {
+    Some(match reason {
+        "HOST_NOT_CONNECTED" => {
+            "only its agent can do that: `clawctl host list` shows when it was seen last"
+        }
+        "INSTANCE_NOT_PAUSED" => "`clawctl start NAME` starts one that is stopped",
+        "SNAPSHOT_DAMAGED" => "choose another one: `clawctl snapshot list INSTANCE`",
+        "SNAPSHOT_NOT_READY" => {
+            "it must be ready first: `clawctl snapshot list INSTANCE` shows how they stand"
+        }
+        "REVISION_UNKNOWN" => "`clawctl revisions INSTANCE` lists what is kept",
+        "TOO_MANY_SNAPSHOTS" => "`clawctl snapshot delete INSTANCE NAME` makes room",
+        "NO_ESCROW" => {
+            "its host sends it after the first snapshot, once it is connected: try again then"
+        }
+        _ => return None,
+    })
+}
+
 /// A status that tonic made of a transport error has that error as its source; one that a server
 /// sent has none.
 fn transport_fault(status: &Status) -> Option<TransportFault> {
@@ -218,8 +259,6 @@ fn alert_of(error: &(dyn Error + 'static)) -> Option<AlertDescription> {
 
 #[cfg(test)]
 mod tests {
-    use tonic_types::ErrorDetails;
-
     use super::*;
 
     #[track_caller]

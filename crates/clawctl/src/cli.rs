@@ -1,12 +1,17 @@
 //! The command line as types. What the commands do is in [`mod@crate::command`].
 
+mod data;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use claw_proto::fleet::v1 as fleet;
 
 use crate::file::quantity;
+
+pub(crate) use data::{RecoveryArgs, RollbackArgs, SnapshotCommand};
 
 /// Long help: where settings come from and what exit codes mean.
 const AFTER_HELP: &str = "\
@@ -86,9 +91,14 @@ pub(crate) enum Command {
     Instance(InstanceCommand),
     /// Delete instances by name, or everything that files name.
     Delete(DeleteArgs),
+    /// Show what `apply` of files would do, and change nothing.
+    Plan(PlanArgs),
     /// Instances: the same commands as above, and `create`.
     #[command(name = "instance", subcommand)]
     InstanceGroup(InstanceGroup),
+    /// Snapshots of instances.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Hosts of the fleet.
     #[command(subcommand)]
     Host(HostCommand),
@@ -112,9 +122,16 @@ pub(crate) struct ApplyArgs {
     /// Let the coordinator check everything and change nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Wait until every instance runs (or is stopped, if it should be).
+    /// Wait until every instance runs its version (or is stopped or paused, if it should be).
     #[arg(long, conflicts_with = "dry_run")]
     pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// YAML or JSON with one or many documents of kind Host or Instance; - is standard input.
+    #[arg(short, long = "filename", value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -159,15 +176,28 @@ pub(crate) enum InstanceCommand {
     Start(ChangeArgs),
     /// Want an instance down, data kept.
     Stop(ChangeArgs),
+    /// Want an instance down, with a snapshot of its data held for 7 days at least.
+    Pause(ChangeArgs),
+    /// Want a paused instance up again, from its own data.
+    Resume(ChangeArgs),
     /// Restart an instance once.
     Restart(ChangeArgs),
     /// Replace an instance's container, data kept.
     Rebuild(ChangeArgs),
+    /// Bring an instance back to a snapshot, or its spec to an earlier revision, as one change.
+    Rollback(RollbackArgs),
+    /// List specs that an instance had, newest first; the first is in force.
+    Revisions {
+        /// The instance.
+        name: String,
+    },
     /// Print a gateway's token; this is audited.
     GatewayToken {
         /// The instance.
         name: String,
     },
+    /// Print the password with which plain restic reads an instance's snapshots; this is audited.
+    RecoveryPassword(RecoveryArgs),
 }
 
 #[derive(Debug, Args)]
@@ -199,8 +229,21 @@ pub(crate) enum Until {
     Running,
     /// Down, with its present spec.
     Stopped,
+    /// Down, and a snapshot of its data is held.
+    Paused,
     /// Removed from its host.
     Deleted,
+}
+
+impl Until {
+    /// What an instance's spec wants.
+    pub(crate) fn of(instance: &fleet::Instance) -> Self {
+        match instance.spec.as_ref().map(fleet::InstanceSpec::run_state) {
+            Some(fleet::RunState::Stopped) => Self::Stopped,
+            Some(fleet::RunState::Paused) => Self::Paused,
+            Some(fleet::RunState::Running | fleet::RunState::Unspecified) | None => Self::Running,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -388,6 +431,7 @@ mod tests {
         assert!(parse("clawctl delete demo").is_ok());
         assert!(parse("clawctl watch --until running").is_err());
         assert!(parse("clawctl instance watch demo --until running --timeout 2m").is_ok());
+        assert!(parse("clawctl watch demo --until paused").is_ok());
         assert!(parse("clawctl --generate man").is_ok());
     }
 }

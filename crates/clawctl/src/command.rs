@@ -7,7 +7,11 @@ mod delete;
 mod generate;
 mod host;
 mod instance;
+mod plan;
+mod rollback;
+mod snapshot;
 mod token;
+mod waiting;
 
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -15,13 +19,15 @@ use std::time::Duration;
 use clap::CommandFactory as _;
 
 use crate::Surroundings;
-use crate::cli::{Cli, Command, Format, InstanceGroup, Until};
+use crate::cli::{Cli, Command, Format, InstanceGroup};
 use crate::clock;
 use crate::connection::Connection;
 use crate::failure::CommandError;
+use crate::meter::Style;
 use crate::output::Output;
 use crate::settings::Settings;
-use crate::watch::{self, Scope};
+pub(crate) use snapshot::SnapshotError;
+use waiting::Glimpse;
 
 /// How long `--wait` and `--until` wait unless `--timeout` says otherwise: longer than a start with
 /// its default deadline (180 s) after a slow pull.
@@ -34,6 +40,8 @@ struct Session<'a> {
     output: Output<'a>,
     /// For remarks that are no answers.
     err: &'a mut dyn Write,
+    /// How the way of an instance is shown there.
+    style: Style,
 }
 
 /// Whether a change is kept.
@@ -71,6 +79,7 @@ pub(crate) async fn run(cli: Cli, around: &mut Surroundings<'_>) -> Result<(), C
         patience: settings.patience,
         output: Output { format: cli.output, out: &mut *around.stdout, now: clock::now() },
         err: &mut *around.stderr,
+        style: if around.terminal { Style::Terminal } else { Style::Plain },
     };
     Box::pin(prepared.run(&mut session)).await?;
     Ok(session.output.out.flush()?)
@@ -81,6 +90,7 @@ enum Prepared {
     Apply(apply::Plan),
     Create(Box<instance::NewInstance>),
     Delete(delete::Targets),
+    Plan(plan::Draft),
     Other(Box<Command>),
 }
 
@@ -92,6 +102,7 @@ impl Prepared {
             | Command::InstanceGroup(InstanceGroup::Delete(arguments)) => {
                 Self::Delete(delete::Targets::read(&arguments, sources)?)
             }
+            Command::Plan(arguments) => Self::Plan(plan::Draft::read(&arguments, sources)?),
             Command::InstanceGroup(InstanceGroup::Create(arguments)) => {
                 Self::Create(instance::NewInstance::read(*arguments, sources)?.into())
             }
@@ -104,18 +115,21 @@ impl Prepared {
             Self::Apply(plan) => return Box::pin(apply::run(plan, session)).await,
             Self::Create(new) => return instance::create(*new, session).await,
             Self::Delete(targets) => return delete::run(targets, session).await,
+            Self::Plan(draft) => return plan::run(draft, session).await,
             Self::Other(command) => *command,
         };
         match command {
             Command::Instance(command) | Command::InstanceGroup(InstanceGroup::Any(command)) => {
                 instance::run(command, session).await
             }
+            Command::Snapshot(command) => snapshot::run(command, session).await,
             Command::Host(command) => host::run(command, session).await,
             Command::Token(command) => token::run(command, session).await,
             Command::Audit(arguments) => audit::run(arguments, session).await,
             // Taken by `new` and `run` above.
             Command::Apply(_)
             | Command::Delete(_)
+            | Command::Plan(_)
             | Command::InstanceGroup(InstanceGroup::Create(_) | InstanceGroup::Delete(_))
             | Command::Completions { .. } => Ok(()),
         }
@@ -136,23 +150,5 @@ impl Session<'_> {
             writeln!(self.err, "{text}")?;
         }
         Ok(())
-    }
-
-    /// Waits for instances; the way there goes to the error stream, so that answers stay clean.
-    async fn wait(&mut self, names: &[String], until: Until) -> Result<(), CommandError> {
-        let scope: Scope = watch::scope_of(names, None);
-        let patience = Some(self.patience.unwrap_or(DEFAULT_PATIENCE));
-        let quiet = self.output.format != Format::Table;
-        let err = &mut *self.err;
-        let mut show = |change: &watch::Change, since: Duration| {
-            if !quiet {
-                let line = instance::progress_line(change, since);
-                writeln!(err, "{line}").map_err(crate::output::OutputError::from)?;
-            }
-            Ok(())
-        };
-        let followed =
-            watch::follow(&self.connection, &scope, Some(until), patience, &mut show).await;
-        Ok(followed?)
     }
 }

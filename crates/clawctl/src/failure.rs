@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io::{self, Write};
 
 use crate::call::CallError;
+use crate::command::SnapshotError;
 use crate::connection::{ConnectError, DialError};
 use crate::file::FileError;
 use crate::file::content::ContentError;
@@ -33,6 +34,8 @@ pub(crate) enum CommandError {
     Call(#[from] Box<CallError>),
     #[error(transparent)]
     Watch(#[from] WatchError),
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     #[error(transparent)]
     Output(#[from] OutputError),
     /// An instance does not move.
@@ -89,6 +92,7 @@ impl CommandError {
         let hint = match self {
             Self::Call(error) => return error.hint(),
             Self::Watch(error) => return error.hint(),
+            Self::Snapshot(error) => return error.hint(),
             Self::Connect(error) => return connect_hint(error),
             Self::Settings(SettingsError::NoEndpoint) => {
                 "give --endpoint HOST:PORT, set CLAWCTL_ENDPOINT, or write endpoint = \"HOST:PORT\" \

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub(crate) mod backup;
 pub(crate) mod content;
 pub(crate) mod firewall;
 pub(crate) mod network;
@@ -89,6 +90,8 @@ pub(crate) struct InstanceDocument {
     _update_time: Option<IgnoredAny>,
     #[serde(rename = "deleteTime")]
     _delete_time: Option<IgnoredAny>,
+    #[serde(rename = "revision")]
+    _revision: Option<IgnoredAny>,
 }
 
 /// Why a file cannot be used.

@@ -1,7 +1,7 @@
 //! The operator's command line of a claw fleet.
 //!
 //! What it is for: registering hosts, making join tokens, applying files of hosts and instances,
-//! looking at them, waiting for them. Every command is a few calls of `claw.fleet.v1` over mTLS.
+//! looking at them, waiting for them, their snapshots and what they were before. Every command is a few calls of `claw.fleet.v1` over mTLS.
 //!
 //! What it does not do: it decides nothing about the fleet and keeps no state. What is valid is for
 //! the coordinator to say; clawctl shows all that is wrong at once and what to do about it.
@@ -15,7 +15,7 @@
 //! | the file format | `file.rs`, `file/spec.rs` |
 //! | JSON and YAML output, which are stable | `view.rs` and below |
 //! | errors, hints and exit codes | `failure.rs`, `call.rs` |
-//! | waiting | `watch.rs` |
+//! | waiting | `watch.rs`, `watch/goal.rs`; what is seen meanwhile: `meter.rs` |
 #![forbid(unsafe_code)]
 
 mod call;
@@ -25,6 +25,7 @@ mod command;
 mod connection;
 mod failure;
 mod file;
+mod meter;
 mod output;
 mod settings;
 mod table;
@@ -47,6 +48,8 @@ pub struct Surroundings<'a> {
     pub stdout: &'a mut dyn Write,
     /// Errors, hints and remarks.
     pub stderr: &'a mut dyn Write,
+    /// Whether `stderr` is a terminal on which a line can be drawn again.
+    pub terminal: bool,
     /// Reads a variable of the environment: `HOME`, `XDG_CONFIG_HOME` and what files name.
     pub variable: &'a dyn Fn(&str) -> Option<String>,
 }

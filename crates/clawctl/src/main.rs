@@ -1,6 +1,6 @@
 //! The `clawctl` binary: gives [`clawctl::run`] the process's arguments, streams and environment.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -12,10 +12,12 @@ fn main() -> ExitCode {
         }
     };
     let variable = |name: &str| std::env::var(name).ok();
+    let terminal = io::stderr().is_terminal() && variable("TERM").is_none_or(|t| t != "dumb");
     let mut surroundings = clawctl::Surroundings {
         stdin: &mut io::stdin().lock(),
         stdout: &mut io::stdout().lock(),
         stderr: &mut io::stderr().lock(),
+        terminal,
         variable: &variable,
     };
     runtime.block_on(clawctl::run(std::env::args_os(), &mut surroundings))

@@ -4,10 +4,13 @@
 //! amounts in the unit that the field's name says. A field that is not known is absent. New fields
 //! may appear; none changes its meaning. Secrets appear by name with an empty value.
 
+pub(crate) mod change;
 pub(crate) mod event;
 pub(crate) mod firewall;
 pub(crate) mod host;
 pub(crate) mod instance;
+pub(crate) mod operation;
+pub(crate) mod snapshot;
 pub(crate) mod time;
 pub(crate) mod token;
 
@@ -64,6 +67,20 @@ fn size(bytes: u64) -> String {
 /// `used/total` for a person; empty when there is no total.
 fn share(used: u64, total: u64) -> String {
     if total == 0 { String::new() } else { format!("{}/{}", size(used), size(total)) }
+}
+
+fn yes_no(value: bool) -> String {
+    if value { "yes" } else { "no" }.to_owned()
+}
+
+/// An image with its digest cut to twelve digits, as docker shows it.
+fn short_image(image: &str) -> String {
+    match image.split_once("@sha256:") {
+        Some((name, digest)) => {
+            format!("{name}@sha256:{}", digest.chars().take(12).collect::<String>())
+        }
+        None => image.to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! Following instances: when what is waited for is reached, and what is printed on the way.
 //!
 //! [`Progress`] decides and does nothing else; [`follow`] feeds it from the API's stream, again and
-//! again where the stream breaks.
+//! again where the stream breaks. When what is waited for is so is said by [`goal`].
+
+pub(crate) mod goal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,6 +19,8 @@ use crate::clock::{self, Stopwatch};
 use crate::connection::{Connection, MAX_ANSWER, Repeat};
 use crate::view::id;
 use crate::view::instance::InstanceView;
+use crate::view::operation::{OperationView, RefusedView};
+use goal::Goal;
 
 /// Between attempts to get the stream back.
 const RECONNECT: Bounds =
@@ -31,6 +35,8 @@ pub(crate) enum WatchError {
     Timeout { wanted: &'static str, after: Duration, pending: String },
     #[error("instances/{name} cannot get {wanted}: {why}")]
     Hopeless { name: String, wanted: &'static str, why: String },
+    #[error("instances/{name} was brought back to what it was: {what}")]
+    Refused { name: String, what: String, hint: String },
     #[error(transparent)]
     Output(#[from] crate::output::OutputError),
 }
@@ -46,6 +52,7 @@ impl WatchError {
             Self::Hopeless { name, .. } => {
                 Some(format!("`clawctl get {name}` shows what happened"))
             }
+            Self::Refused { hint, .. } => Some(hint.clone()),
             Self::Output(_) => None,
         }
     }
@@ -67,27 +74,43 @@ pub(crate) struct Change {
     pub(crate) instance: InstanceView,
 }
 
+impl Change {
+    /// The long operation under way, unless the instance is gone.
+    pub(crate) fn operation(&self) -> Option<&OperationView> {
+        self.instance.status.operation.as_ref().filter(|_| self.kind != "deleted")
+    }
+}
+
 /// How far a watch is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Waiting,
     Reached,
     Hopeless { name: String, why: String },
+    Refused { name: String, refused: RefusedView },
 }
 
 /// Remembers what every instance was like.
 #[derive(Debug)]
 pub(crate) struct Progress {
-    until: Option<Until>,
+    goal: Option<Goal>,
     waiting: BTreeSet<String>,
     seen: BTreeMap<String, InstanceView>,
+    /// What was refused already while a change was under way: after it, the same is old.
+    refused_before: BTreeMap<String, RefusedView>,
     /// Instances of the stream's beginning; what is missing was removed while nobody watched.
     current: BTreeSet<String>,
 }
 
 impl Progress {
-    pub(crate) fn new(until: Option<Until>, names: &BTreeSet<String>) -> Self {
-        Self { until, waiting: names.clone(), seen: BTreeMap::new(), current: BTreeSet::new() }
+    pub(crate) fn new(goal: Option<Goal>, names: &BTreeSet<String>) -> Self {
+        Self {
+            goal,
+            waiting: names.clone(),
+            seen: BTreeMap::new(),
+            refused_before: BTreeMap::new(),
+            current: BTreeSet::new(),
+        }
     }
 
     /// Takes one message of the stream; a change is something that a person would see.
@@ -113,7 +136,7 @@ impl Progress {
     /// An instance does not exist, whether or not it was ever seen.
     pub(crate) fn absent(&mut self, name: &str) -> Option<Change> {
         let change = self.remove(name);
-        if self.until == Some(Until::Deleted) {
+        if self.awaits_deletion() {
             self.waiting.remove(name);
         }
         change
@@ -121,25 +144,54 @@ impl Progress {
 
     /// Whether all that was waited for is so.
     pub(crate) fn verdict(&self) -> Verdict {
-        let Some(until) = self.until else { return Verdict::Waiting };
+        let Some(goal) = self.goal else { return Verdict::Waiting };
         for name in &self.waiting {
             match self.seen.get(name) {
-                Some(instance) if is_so(until, instance) => {}
-                Some(instance) => match hopeless(until, instance) {
-                    Some(why) => return Verdict::Hopeless { name: name.clone(), why },
-                    None => return Verdict::Waiting,
-                },
+                Some(instance) if goal.is_met(instance) => {}
+                Some(instance) => return self.judged(goal, instance),
                 None => return Verdict::Waiting,
             }
         }
         Verdict::Reached
     }
 
+    /// Of an instance that is not as it should be.
+    fn judged(&self, goal: Goal, instance: &InstanceView) -> Verdict {
+        let name = instance.name.clone();
+        if let Some(why) = goal.hopeless(instance) {
+            return Verdict::Hopeless { name, why };
+        }
+        match goal.refused(instance, self.refused_before.get(&name)) {
+            Some(refused) => Verdict::Refused { name, refused: refused.clone() },
+            None => Verdict::Waiting,
+        }
+    }
+
+    fn awaits_deletion(&self) -> bool {
+        self.goal.is_some_and(|goal| goal.until == Until::Deleted)
+    }
+
+    /// Whether the verdict is good; an error when it is bad.
+    fn has_ended(&self) -> Result<bool, WatchError> {
+        match self.verdict() {
+            Verdict::Waiting => Ok(false),
+            Verdict::Reached => Ok(true),
+            Verdict::Hopeless { name, why } => {
+                let wanted = self.goal.map_or("", Goal::words);
+                Err(WatchError::Hopeless { name, wanted, why })
+            }
+            Verdict::Refused { name, refused } => {
+                let (what, hint) = (refused.to_string(), refused.hint(&name));
+                Err(WatchError::Refused { name, what, hint })
+            }
+        }
+    }
+
     /// What is not so yet, for the message of a timeout.
     pub(crate) fn pending(&self) -> String {
-        let Some(until) = self.until else { return String::new() };
+        let Some(goal) = self.goal else { return String::new() };
         let describe = |name: &String| match self.seen.get(name) {
-            Some(instance) if is_so(until, instance) => None,
+            Some(instance) if goal.is_met(instance) => None,
             Some(instance) => Some(format!("{name} is {}", described(instance))),
             None => Some(format!("nothing is known of {name}")),
         };
@@ -147,14 +199,22 @@ impl Progress {
     }
 
     fn update(&mut self, kind: &'static str, instance: InstanceView) -> Option<Change> {
+        if goal::is_changing(&instance)
+            && let Some(refused) = &instance.status.refused
+        {
+            self.refused_before.insert(instance.name.clone(), refused.clone());
+        }
         let known = self.seen.insert(instance.name.clone(), instance.clone());
-        let same = known.is_some_and(|known| described(&known) == described(&instance));
+        let permille = |of: &InstanceView| of.status.operation.as_ref().and_then(|o| o.permille);
+        let same = known.is_some_and(|known| {
+            described(&known) == described(&instance) && permille(&known) == permille(&instance)
+        });
         (!same).then_some(Change { kind, instance })
     }
 
     fn remove(&mut self, name: &str) -> Option<Change> {
         let instance = self.seen.remove(name)?;
-        if self.until == Some(Until::Deleted) {
+        if self.awaits_deletion() {
             self.waiting.remove(name);
         }
         Some(Change { kind: "deleted", instance })
@@ -168,10 +228,13 @@ impl Progress {
     }
 }
 
-/// A line's end: phase, step and why.
+/// A line's end: phase, operation, step and why.
 pub(crate) fn described(instance: &InstanceView) -> String {
     let status = &instance.status;
     let mut text = instance.state();
+    if let Some(operation) = &status.operation {
+        text.push_str(&format!(" ({})", operation.what()));
+    }
     if !status.step.is_empty() {
         text.push_str(&format!(" [{}]", status.step));
     }
@@ -181,36 +244,24 @@ pub(crate) fn described(instance: &InstanceView) -> String {
     text
 }
 
-/// In words of an error message.
-pub(crate) fn wanted(until: Option<Until>) -> &'static str {
-    match until {
-        Some(Until::Running) => "running",
-        Some(Until::Stopped) => "stopped",
-        Some(Until::Deleted) => "deleted",
-        None => "ended",
-    }
-}
-
 /// Follows until the verdict, or for ever without one. `show` gets every change with the time since
 /// the beginning.
 pub(crate) async fn follow(
     connection: &Connection,
     scope: &Scope,
-    until: Option<Until>,
+    goal: Option<Goal>,
     patience: Option<Duration>,
     show: &mut dyn FnMut(&Change, Duration) -> Result<(), WatchError>,
 ) -> Result<(), WatchError> {
-    let mut progress = Progress::new(until, &scope.names);
+    let mut progress = Progress::new(goal, &scope.names);
     let followed = stream_again_and_again(connection, scope, &mut progress, show);
     let Some(patience) = patience else { return followed.await };
     match tokio::time::timeout(patience, followed).await {
         Ok(outcome) => outcome,
         // Watching for a while is what was asked for.
-        Err(_) if until.is_none() => Ok(()),
-        Err(_) => Err(WatchError::Timeout {
-            wanted: wanted(until),
-            after: patience,
-            pending: progress.pending(),
+        Err(_) => goal.map_or(Ok(()), |goal| {
+            let (wanted, pending) = (goal.words(), progress.pending());
+            Err(WatchError::Timeout { wanted, after: patience, pending })
         }),
     }
 }
@@ -229,7 +280,7 @@ async fn stream_again_and_again(
             Ok(Ended::Stream { messages: 0 }) => {}
             Ok(Ended::Stream { .. }) => backoff.reset(),
             Err(WatchError::Call(error))
-                if error.code == Code::NotFound && progress.until == Some(Until::Deleted) =>
+                if error.code == Code::NotFound && progress.awaits_deletion() =>
             {
                 for change in find_absent(connection, progress).await? {
                     show(&change, begun.elapsed())?;
@@ -283,10 +334,7 @@ async fn stream_once(
 ) -> Result<Ended, WatchError> {
     const DOING: &str = "watch instances";
     // A name that is gone would be refused together with all others.
-    let names = match progress.until {
-        Some(Until::Deleted) => &progress.waiting,
-        _ => &scope.names,
-    };
+    let names = if progress.awaits_deletion() { &progress.waiting } else { &scope.names };
     let request = fleet::WatchInstancesRequest {
         names: names.iter().map(|name| format!("instances/{name}")).collect(),
         host: if scope.host.is_empty() { String::new() } else { format!("hosts/{}", scope.host) },
@@ -306,13 +354,8 @@ async fn stream_once(
                 for change in progress.observe(message) {
                     show(&change, begun.elapsed())?;
                 }
-                match progress.verdict() {
-                    Verdict::Waiting => {}
-                    Verdict::Reached => return Ok(Ended::Verdict),
-                    Verdict::Hopeless { name, why } => {
-                        let wanted = wanted(progress.until);
-                        return Err(WatchError::Hopeless { name, wanted, why });
-                    }
+                if progress.has_ended()? {
+                    return Ok(Ended::Verdict);
                 }
             }
             Ok(None) => return Ok(Ended::Stream { messages }),
@@ -333,27 +376,6 @@ fn is_passing(error: &CallError) -> bool {
     error.code == Code::Unavailable
         || error.code == Code::DeadlineExceeded
         || matches!(error.transport, Some(crate::call::TransportFault::Lost(_)))
-}
-
-fn is_so(until: Until, instance: &InstanceView) -> bool {
-    let status = &instance.status;
-    match until {
-        Until::Running => status.current && status.phase == "running",
-        Until::Stopped => status.current && status.phase == "stopped",
-        Until::Deleted => false,
-    }
-}
-
-fn hopeless(until: Until, instance: &InstanceView) -> Option<String> {
-    if until == Until::Deleted {
-        return None;
-    }
-    if instance.state().starts_with("deleting") {
-        return Some("it is being deleted".to_owned());
-    }
-    let crashed =
-        until == Until::Running && instance.status.current && instance.status.phase == "crash-loop";
-    crashed.then(|| described(instance))
 }
 
 /// The name that a message is about.

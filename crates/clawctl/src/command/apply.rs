@@ -1,7 +1,7 @@
 //! `apply`: creates what does not exist, updates what does, host before instance.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use claw_core::spec::GATEWAY_TOKEN;
 use claw_proto::fleet::v1 as fleet;
@@ -25,7 +25,8 @@ pub(super) struct Plan {
     wait: bool,
 }
 
-enum Item {
+/// A document with all that it points to.
+pub(super) enum Item {
     Host(Box<HostDocument>),
     Instance { name: String, host: String, wanted: Box<Wanted> },
 }
@@ -54,15 +55,20 @@ impl Plan {
         arguments: &ApplyArgs,
         sources: &mut Sources<'_>,
     ) -> Result<Self, CommandError> {
-        let mut documents = file::read(&arguments.files, sources.stdin)?;
-        // Stable: within a kind the order of the files stays.
-        documents.sort_by_key(|located| located.document.kind());
-        let items = documents
-            .into_iter()
-            .map(|located| Item::read(located, sources))
-            .collect::<Result<_, _>>()?;
+        let items = read_items(&arguments.files, sources)?;
         Ok(Self { items, mode: Mode::of(arguments.dry_run), wait: arguments.wait })
     }
+}
+
+/// Reads files and all that they point to, hosts first.
+pub(super) fn read_items(
+    files: &[PathBuf],
+    sources: &mut Sources<'_>,
+) -> Result<Vec<Item>, CommandError> {
+    let mut documents = file::read(files, sources.stdin)?;
+    // Stable: within a kind the order of the files stays.
+    documents.sort_by_key(|located| located.document.kind());
+    documents.into_iter().map(|located| Item::read(located, sources)).collect()
 }
 
 impl Item {
@@ -94,16 +100,13 @@ impl Item {
                 let applied = apply_instance(connection, name.clone(), host, *wanted, mode);
                 let (outcome, after) = Box::pin(applied).await?;
                 // What the file leaves open is as it was.
-                let run_state = after.spec.unwrap_or_default().run_state;
-                let stopped = run_state == i32::from(fleet::RunState::Stopped);
-                let until = if stopped { Until::Stopped } else { Until::Running };
-                waits.entry(until).or_default().push(name);
+                waits.entry(Until::of(&after)).or_default().push(name);
                 Ok(outcome)
             }
         }
     }
 
-    fn resource(&self) -> String {
+    pub(super) fn resource(&self) -> String {
         match self {
             Self::Host(host) => format!("hosts/{}", id(&host.name)),
             Self::Instance { name, .. } => format!("instances/{name}"),
@@ -139,7 +142,7 @@ pub(super) async fn run(plan: Plan, session: &mut Session<'_>) -> Result<(), Com
     }
     if plan.wait {
         for (until, names) in waits {
-            session.wait(&names, until).await?;
+            session.wait(&names, until.into()).await?;
         }
     }
     Ok(())
@@ -150,7 +153,7 @@ async fn apply_instance(
     connection: &Connection,
     name: String,
     host: String,
-    mut wanted: Wanted,
+    wanted: Wanted,
     mode: Mode,
 ) -> Result<(Outcome, fleet::Instance), CommandError> {
     let before = match instance::get(connection, &name).await {
@@ -162,18 +165,29 @@ async fn apply_instance(
         }
         Err(error) => return Err(error),
     };
-    if id(&before.host) != host {
-        let present = id(&before.host).to_owned();
-        return Err(CommandError::Moved { instance: name, present, wanted: host });
-    }
-    let old_spec = before.spec.clone().unwrap_or_default();
-    // The coordinator made it unless a file said otherwise; a list of secrets does not revoke it.
-    if old_spec.secrets.contains_key(GATEWAY_TOKEN) {
-        wanted.spec.secrets.entry(GATEWAY_TOKEN.to_owned()).or_default();
-    }
+    let wanted = fitted_to(&before, &name, &host, wanted)?;
     let after = update(connection, &before, wanted, mode).await?;
     let same = after.etag == before.etag && after.spec == before.spec;
     Ok((if same { Outcome::Unchanged } else { Outcome::Updated }, after))
+}
+
+/// What is wanted of an instance that exists.
+pub(super) fn fitted_to(
+    before: &fleet::Instance,
+    name: &str,
+    host: &str,
+    mut wanted: Wanted,
+) -> Result<Wanted, CommandError> {
+    let present = id(&before.host);
+    if present != host {
+        let (instance, present) = (name.to_owned(), present.to_owned());
+        return Err(CommandError::Moved { instance, present, wanted: host.to_owned() });
+    }
+    // The coordinator made it unless a file said otherwise; a list of secrets does not revoke it.
+    if before.spec.as_ref().is_some_and(|spec| spec.secrets.contains_key(GATEWAY_TOKEN)) {
+        wanted.spec.secrets.entry(GATEWAY_TOKEN.to_owned()).or_default();
+    }
+    Ok(wanted)
 }
 
 async fn update(

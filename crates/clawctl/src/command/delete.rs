@@ -61,7 +61,7 @@ pub(super) async fn run(targets: Targets, session: &mut Session<'_>) -> Result<(
             Kind::Instance => send(&session.connection, &name).await,
             Kind::Host => {
                 if !pending.is_empty() {
-                    session.wait(&std::mem::take(&mut pending), Until::Deleted).await?;
+                    session.wait(&std::mem::take(&mut pending), Until::Deleted.into()).await?;
                 }
                 host::delete(&session.connection, &name).await
             }
@@ -89,7 +89,7 @@ pub(super) async fn run(targets: Targets, session: &mut Session<'_>) -> Result<(
         deleted.push(Deleted { resource, outcome });
     }
     if !pending.is_empty() {
-        session.wait(&pending, Until::Deleted).await?;
+        session.wait(&pending, Until::Deleted.into()).await?;
     }
     print(&deleted, session)?;
     if failures.is_empty() { Ok(()) } else { Err(apply::told(failures, all, session)?) }

@@ -1,4 +1,5 @@
-//! Instances: list, get, watch, create, start, stop, restart, rebuild, gateway-token.
+//! Instances: list, get, watch, create, start, stop, pause, resume, restart, rebuild, gateway-token,
+//! recovery-password.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,9 +9,9 @@ use claw_proto::fleet::v1 as fleet;
 use claw_proto::fleet::v1::instance_service_client::InstanceServiceClient;
 use tonic::transport::Channel;
 
-use super::{DEFAULT_PATIENCE, Mode, Session, Sources};
+use super::{DEFAULT_PATIENCE, Mode, Session, Sources, rollback};
 use crate::call::CallError;
-use crate::cli::{ChangeArgs, CreateArgs, Format, InstanceCommand, Until, WatchArgs};
+use crate::cli::{ChangeArgs, CreateArgs, Format, InstanceCommand, RecoveryArgs, Until, WatchArgs};
 use crate::clock;
 use crate::connection::{Connection, MAX_ANSWER, PAGE_SIZE, Repeat};
 use crate::failure::CommandError;
@@ -18,11 +19,17 @@ use crate::file::content::{self, Origins, Wanted};
 use crate::file::spec::{
     FileSource, ResourcesDocument, RunStateDocument, SecretSource, SpecDocument,
 };
+use crate::meter::{Meter, Style};
+use crate::output::OutputError;
 use crate::view::Resource as _;
 use crate::view::id;
 use crate::view::instance::InstanceView;
-use crate::view::token::GatewayTokenView;
+use crate::view::token::{GatewayTokenView, RecoveryPasswordView};
+use crate::watch::goal::Goal;
 use crate::watch::{self, Change};
+
+/// Where an agent keeps repositories, each in a directory named after its instance.
+const REPOSITORIES: &str = "/var/lib/clawd/repo";
 
 /// An instance that flags describe.
 pub(super) struct NewInstance {
@@ -33,11 +40,13 @@ pub(super) struct NewInstance {
     pub(super) wait: bool,
 }
 
-/// The four changes that take a name and nothing else.
+/// The changes that take a name and nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verb {
     Start,
     Stop,
+    Pause,
+    Resume,
     Restart,
     Rebuild,
 }
@@ -55,9 +64,14 @@ pub(super) async fn run(
         InstanceCommand::Watch(arguments) => follow(arguments, session).await,
         InstanceCommand::Start(arguments) => change(Verb::Start, &arguments, session).await,
         InstanceCommand::Stop(arguments) => change(Verb::Stop, &arguments, session).await,
+        InstanceCommand::Pause(arguments) => change(Verb::Pause, &arguments, session).await,
+        InstanceCommand::Resume(arguments) => change(Verb::Resume, &arguments, session).await,
         InstanceCommand::Restart(arguments) => change(Verb::Restart, &arguments, session).await,
         InstanceCommand::Rebuild(arguments) => change(Verb::Rebuild, &arguments, session).await,
+        InstanceCommand::Rollback(arguments) => rollback::run(&arguments, session).await,
+        InstanceCommand::Revisions { name } => rollback::revisions(id(&name), session).await,
         InstanceCommand::GatewayToken { name } => gateway_token(id(&name), session).await,
+        InstanceCommand::RecoveryPassword(arguments) => recovery_password(arguments, session).await,
     }
 }
 
@@ -99,9 +113,10 @@ pub(super) async fn create(
     }
     session.remark(&format!("instances/{} created", new.name))?;
     let until = if running { Until::Running } else { Until::Stopped };
-    session.wait(std::slice::from_ref(&new.name), until).await?;
+    let goal = Goal::from(until);
+    session.wait(std::slice::from_ref(&new.name), goal).await?;
     let instance = get(&session.connection, &new.name).await?.into();
-    let text = format!("instances/{} {}", new.name, watch::wanted(Some(until)));
+    let text = format!("instances/{} {}", new.name, goal.words());
     answer(instance, &text, session)
 }
 
@@ -127,16 +142,6 @@ pub(super) async fn send_create(
         })
         .await?;
     answer.instance.ok_or(CommandError::Answer { missing: "instance" })
-}
-
-/// `+  3.2s  demo  starting: …`, what a person sees while waiting.
-pub(super) fn progress_line(change: &Change, since: Duration) -> String {
-    let what = match change.kind {
-        "deleted" => "gone".to_owned(),
-        _ => watch::described(&change.instance),
-    };
-    let line = format!("+{:6.1}s  {}  {what}", since.as_secs_f64(), change.instance.name);
-    crate::table::printable(&line)
 }
 
 impl NewInstance {
@@ -189,6 +194,8 @@ impl Verb {
         match self {
             Self::Start => "start",
             Self::Stop => "stop",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
             Self::Restart => "restart",
             Self::Rebuild => "rebuild",
         }
@@ -197,7 +204,8 @@ impl Verb {
     fn until(self) -> Until {
         match self {
             Self::Stop => Until::Stopped,
-            Self::Start | Self::Restart | Self::Rebuild => Until::Running,
+            Self::Pause => Until::Paused,
+            Self::Start | Self::Resume | Self::Restart | Self::Rebuild => Until::Running,
         }
     }
 
@@ -223,6 +231,8 @@ impl Verb {
         match self {
             Self::Start => send!(start_instance, StartInstanceRequest),
             Self::Stop => send!(stop_instance, StopInstanceRequest),
+            Self::Pause => send!(pause_instance, PauseInstanceRequest),
+            Self::Resume => send!(resume_instance, ResumeInstanceRequest),
             Self::Restart => send!(restart_instance, RestartInstanceRequest),
             Self::Rebuild => send!(rebuild_instance, RebuildInstanceRequest),
         }
@@ -269,16 +279,22 @@ async fn follow(arguments: WatchArgs, session: &mut Session<'_>) -> Result<(), C
         Some(_) => Some(session.patience.unwrap_or(DEFAULT_PATIENCE)),
         None => session.patience,
     };
+    let goal = arguments.until.map(Goal::from);
     let output = &mut session.output;
+    let mut meter = Meter::new(Style::Plain);
     let mut show = |change: &Change, since: Duration| {
         let text = match output.format {
+            Format::Table => {
+                meter.show(change, since, output.out).map_err(OutputError::from)?;
+                return Ok(output.out.flush().map_err(OutputError::from)?);
+            }
             Format::Name => change.instance.resource(),
-            _ => progress_line(change, since),
+            Format::Json | Format::Yaml => String::new(),
         };
         let line = Line { event: change.kind, instance: &change.instance };
         Ok(output.streamed(&line, &text)?)
     };
-    Ok(watch::follow(&session.connection, &scope, arguments.until, patience, &mut show).await?)
+    Ok(watch::follow(&session.connection, &scope, goal, patience, &mut show).await?)
 }
 
 async fn change(
@@ -293,8 +309,9 @@ async fn change(
         let text = format!("instances/{name} will {}", verb.infinitive());
         return answer(changed.into(), &text, session);
     }
-    session.wait(std::slice::from_ref(&name), verb.until()).await?;
-    let text = format!("instances/{name} {}", watch::wanted(Some(verb.until())));
+    let goal = Goal::from(verb.until());
+    session.wait(std::slice::from_ref(&name), goal).await?;
+    let text = format!("instances/{name} {}", goal.words());
     let instance = get(&session.connection, &name).await?.into();
     answer(instance, &text, session)
 }
@@ -325,27 +342,34 @@ async fn gateway_token(name: &str, session: &mut Session<'_>) -> Result<(), Comm
     Ok(session.output.value(&view, &view.token)?)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_of_progress() {
-        let instance = InstanceView::from(fleet::Instance {
-            name: "instances/demo".to_owned(),
-            status: Some(fleet::InstanceStatus {
-                phase: 4,
-                message: "waits\nfor /startupz".to_owned(),
-                current: true,
-                host_state: 2,
-                ..fleet::InstanceStatus::default()
-            }),
-            ..fleet::Instance::default()
-        });
-        let change = Change { kind: "changed", instance };
-        assert_eq!(
-            progress_line(&change, Duration::from_millis(3210)),
-            "+   3.2s  demo  starting: waits?for /startupz"
-        );
-    }
+async fn recovery_password(
+    arguments: RecoveryArgs,
+    session: &mut Session<'_>,
+) -> Result<(), CommandError> {
+    let name = id(&arguments.name);
+    let request = fleet::FetchRecoveryPasswordRequest {
+        name: format!("instances/{name}"),
+        uid: arguments.uid.unwrap_or_default(),
+    };
+    let doing = format!("fetch the recovery password of instances/{name}");
+    let answer = session
+        .connection
+        .call(&doing, Repeat::Harmless, request, async |channel, request| {
+            client(channel).fetch_recovery_password(request).await
+        })
+        .await?;
+    let repository = format!("{REPOSITORIES}/{name}");
+    session.remark(&format!(
+        "warning: this is a secret: whoever has it reads every snapshot of instances/{name}\n\
+         use it with plain restic on the instance's host, or wherever a copy of the repository lies;\n\
+         restic asks for it:\n  \
+         restic -r {repository} snapshots\n  \
+         restic -r {repository} restore SNAPSHOT --target DIRECTORY"
+    ))?;
+    let view = RecoveryPasswordView {
+        instance: name.to_owned(),
+        recovery_password: answer.recovery_password,
+        repository,
+    };
+    Ok(session.output.value(&view, &view.recovery_password)?)
 }

@@ -12,6 +12,7 @@ use claw_proto::convert::duration_to_wire;
 use claw_proto::convert::mask::SPEC_PATHS;
 use claw_proto::fleet::v1 as fleet;
 
+use super::backup::{BackupDocument, UpdateDocument};
 use super::network::NetworkDocument;
 use super::spec::{
     FileSource, HealthDocument, ResourcesDocument, RunStateDocument, SecretSource, SpecDocument,
@@ -84,6 +85,8 @@ pub(crate) fn wanted(
         health: document.health.as_ref().map(health),
         stop_grace: document.stop_grace.map(|span| duration_to_wire(span.0)),
         network: document.network.as_ref().map(NetworkDocument::to_wire),
+        backup: document.backup.map(BackupDocument::to_wire),
+        update: document.update.map(UpdateDocument::to_wire),
     };
     if fetch.faults.is_empty() {
         Ok(Wanted { spec, mask: mask(document) })
@@ -178,6 +181,8 @@ fn mask(document: &SpecDocument) -> Vec<String> {
         "spec.run_state" => document.run_state.is_some(),
         "spec.secrets" => document.secrets.is_some() || document.secrets_from.is_some(),
         "spec.network" => document.network.is_some(),
+        "spec.backup" => document.backup.is_some(),
+        "spec.update" => document.update.is_some(),
         path => !path.starts_with("spec.network."),
     };
     SPEC_PATHS.iter().filter(decided).map(ToString::to_string).collect()
@@ -195,6 +200,7 @@ fn run_state(document: RunStateDocument) -> fleet::RunState {
     match document {
         RunStateDocument::Running => fleet::RunState::Running,
         RunStateDocument::Stopped => fleet::RunState::Stopped,
+        RunStateDocument::Paused => fleet::RunState::Paused,
     }
 }
 

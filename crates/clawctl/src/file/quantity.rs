@@ -19,6 +19,9 @@ const BYTE_UNITS: [(&str, u64); 8] = [
     ("kB", 1_000),
 ];
 
+/// An interval that has no end.
+const NEVER: &str = "never";
+
 /// Longest first where one unit ends like another.
 const TIME_UNITS: [(&str, u64); 5] =
     [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
@@ -32,6 +35,8 @@ pub(crate) enum QuantityError {
     Cpu,
     #[error("must be a time such as 500ms, 30s, 5m, 1h or 1m30s")]
     Duration,
+    #[error("must be a time such as 15m, 12h or 7d, or never")]
+    Interval,
 }
 
 /// An amount of memory in bytes.
@@ -45,6 +50,10 @@ pub(crate) struct Cpu(pub(crate) u64);
 /// A length of time, to the millisecond.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Span(pub(crate) Duration);
+
+/// A length of time after which something comes back; zero is `never`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Interval(pub(crate) Duration);
 
 impl Bytes {
     pub(crate) fn parse(text: &str) -> Result<Self, QuantityError> {
@@ -75,6 +84,20 @@ impl Span {
         let seconds = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
         let nanos = Duration::from_nanos(u64::try_from(nanos).unwrap_or(0));
         Self(seconds.saturating_add(nanos))
+    }
+}
+
+impl Interval {
+    fn parse(text: &str) -> Result<Self, QuantityError> {
+        if text.trim() == NEVER {
+            return Ok(Self(Duration::ZERO));
+        }
+        parse_duration(text).map(Self).map_err(|_| QuantityError::Interval)
+    }
+
+    /// From the parts of a `google.protobuf.Duration`; what is negative counts as zero.
+    pub(crate) fn from_wire(seconds: i64, nanos: i32) -> Self {
+        Self(Span::from_wire(seconds, nanos).0)
     }
 }
 
@@ -129,6 +152,12 @@ impl fmt::Display for Span {
         } else {
             write!(f, "{millis}ms")
         }
+    }
+}
+
+impl fmt::Display for Interval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_zero() { f.write_str(NEVER) } else { Span(self.0).fmt(f) }
     }
 }
 
@@ -197,6 +226,7 @@ macro_rules! quantity {
 quantity!(Bytes, Bytes::parse, QuantityError::Bytes);
 quantity!(Cpu, Cpu::parse, QuantityError::Cpu);
 quantity!(Span, |text| parse_duration(text).map(Span), QuantityError::Duration);
+quantity!(Interval, Interval::parse, QuantityError::Interval);
 
 #[cfg(test)]
 mod tests {
@@ -225,6 +255,18 @@ mod tests {
         assert_eq!(parse_duration("1.5h"), Ok(Duration::from_secs(5400)));
         for wrong in ["", "5", "s", "5 s x", "-5s", "5y", "5é"] {
             assert_eq!(parse_duration(wrong), Err(QuantityError::Duration), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn intervals() {
+        assert_eq!(Interval::parse("never"), Ok(Interval(Duration::ZERO)));
+        assert_eq!(Interval::parse("0s"), Ok(Interval(Duration::ZERO)));
+        assert_eq!(Interval::parse("7d"), Ok(Interval(Duration::from_secs(604_800))));
+        assert_eq!(Interval(Duration::ZERO).to_string(), "never");
+        assert_eq!(Interval(Duration::from_secs(86_400)).to_string(), "86400s");
+        for wrong in ["", "Never", "no", "5"] {
+            assert_eq!(Interval::parse(wrong), Err(QuantityError::Interval), "{wrong}");
         }
     }
 

@@ -8,6 +8,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::backup::{BackupDocument, UpdateDocument};
 use super::network::NetworkDocument;
 use super::quantity::{Bytes, Cpu, Span};
 use super::secret::SecretText;
@@ -23,7 +24,7 @@ pub(crate) struct SpecDocument {
     pub(crate) tier: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) resources: Option<ResourcesDocument>,
-    /// Without it an update leaves the instance up or down as it is.
+    /// Without it an update leaves the instance up, down or paused as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) run_state: Option<RunStateDocument>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -56,6 +57,12 @@ pub(crate) struct SpecDocument {
     /// Without it an update leaves the network policy as it is; `{}` is the default one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) network: Option<NetworkDocument>,
+    /// Without it an update leaves the backup policy as it is; `{}` is the default one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) backup: Option<BackupDocument>,
+    /// Without it an update leaves the update policy as it is; `{}` is the default one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) update: Option<UpdateDocument>,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -85,6 +92,7 @@ pub(crate) struct HealthDocument {
 pub(crate) enum RunStateDocument {
     Running,
     Stopped,
+    Paused,
 }
 
 /// Where a secret comes from: exactly one of the two.
@@ -158,6 +166,7 @@ impl From<claw_proto::fleet::v1::InstanceSpec> for SpecDocument {
             run_state: match RunState::try_from(wire.run_state) {
                 Ok(RunState::Running) => Some(RunStateDocument::Running),
                 Ok(RunState::Stopped) => Some(RunStateDocument::Stopped),
+                Ok(RunState::Paused) => Some(RunStateDocument::Paused),
                 Ok(RunState::Unspecified) | Err(_) => None,
             },
             env: wire.env,
@@ -181,6 +190,8 @@ impl From<claw_proto::fleet::v1::InstanceSpec> for SpecDocument {
             }),
             stop_grace: wire.stop_grace.map(|span| Span::from_wire(span.seconds, span.nanos)),
             network: wire.network.map(NetworkDocument::from),
+            backup: wire.backup.map(BackupDocument::from),
+            update: wire.update.map(UpdateDocument::from),
             ..Self::default()
         }
     }

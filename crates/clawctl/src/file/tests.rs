@@ -51,7 +51,7 @@ fn places_of_faults_are_named() {
         "kind: Instance\nname: demo\nhost: vps-1\nspec:\n  image: x\n  imagee: y\n",
         "a.yaml:6:3: spec: unknown field `imagee`, expected one of `image`, `tier`, `resources`, \
          `runState`, `env`, `secrets`, `secretsFrom`, `config`, `configFrom`, `identity`, \
-         `identityFrom`, `files`, `filesFrom`, `hostnames`, `allowedOrigins`, `health`, `stopGrace`, `network`",
+         `identityFrom`, `files`, `filesFrom`, `hostnames`, `allowedOrigins`, `health`, `stopGrace`, `network`, `backup`, `update`",
     );
     check_refused(
         "b.yaml",
@@ -89,6 +89,22 @@ fn places_of_faults_are_named() {
         "j.yaml",
         "kind: Host\nname: a\nfirewall:\n  web: {exposure: everyone}\n",
         "j.yaml:4:19: firewall.web.exposure: unknown variant `everyone`, expected `reachable` or `loopback`",
+    );
+    let spec = "kind: Instance\nname: d\nhost: v\nspec:\n  image: x\n  backup:\n";
+    check_refused(
+        "k.yaml",
+        &format!("{spec}    every: daily\n"),
+        "k.yaml:7:12: spec.backup.every: invalid value: string \"daily\", expected a time such as 15m, 12h or 7d, or never",
+    );
+    check_refused(
+        "l.yaml",
+        &format!("{spec}    retention: {{yearly: 1}}\n"),
+        "l.yaml:7:17: spec.backup.retention: unknown field `yearly`, expected one of `last`, `hourly`, `daily`, `weekly`, `monthly`",
+    );
+    check_refused(
+        "m.yaml",
+        "kind: Instance\nname: d\nhost: v\nspec: {image: x, update: {rehearsal: maybe}}\n",
+        "m.yaml:4:38: spec.update.rehearsal: unknown variant `maybe`, expected one of `auto`, `always`, `never`",
     );
     check_refused("f.json", "{\"kind\": \"Host\"", "f.json:1:15: EOF while parsing an object");
     check_refused("g.yaml", "name: x\n", "g.yaml:1:1: missing field `kind`");
@@ -200,11 +216,13 @@ fn a_document_decides_only_what_it_says() {
     let has = |mask: &[String], path: &str| mask.iter().any(|known| known == path);
     let least = mask("");
     assert!(has(&least, "spec.image") && has(&least, "spec.env") && !has(&least, "spec"));
-    for path in ["spec.run_state", "spec.secrets", "spec.network"] {
+    let open = ["spec.run_state", "spec.secrets", "spec.network", "spec.backup", "spec.update"];
+    for path in open {
         assert!(!has(&least, path), "{path}");
     }
-    let most = mask("  runState: stopped\n  secrets: {}\n  network: {}\n");
-    for path in ["spec.run_state", "spec.secrets", "spec.network"] {
+    let most =
+        mask("  runState: paused\n  secrets: {}\n  network: {}\n  backup: {}\n  update: {}\n");
+    for path in open {
         assert!(has(&most, path), "{path}");
     }
     assert!(!has(&most, "spec.network.egress"), "the whole is named");
@@ -220,7 +238,7 @@ fn a_printed_spec_is_read_back() {
             cpu_millis: 1500,
             pids_limit: 0,
         }),
-        run_state: 2,
+        run_state: 3,
         env: [("A".to_owned(), "yes".to_owned())].into(),
         secrets: [("S".to_owned(), String::new())].into(),
         config: "{\n  a: 1,\n}\n".to_owned(),
@@ -252,8 +270,22 @@ fn a_printed_spec_is_read_back() {
             }),
             web_sources: vec!["192.0.2.7".to_owned()],
         }),
+        backup: Some(node::BackupPolicy {
+            every: Some(claw_proto::convert::duration_to_wire(std::time::Duration::ZERO)),
+            retention: Some(node::Retention { last: 2, weekly: 5, ..node::Retention::default() }),
+            drill_every: Some(claw_proto::convert::duration_to_wire(
+                std::time::Duration::from_secs(7 * 86_400),
+            )),
+        }),
+        update: Some(node::UpdatePolicy {
+            rehearsal: node::Rehearsal::Always.into(),
+            keep_replaced: Some(claw_proto::convert::duration_to_wire(
+                std::time::Duration::from_secs(90),
+            )),
+        }),
     };
     let printed = serde_yaml_ng::to_string(&SpecDocument::from(wire.clone())).unwrap();
+    assert!(printed.contains("every: never") && printed.contains("runState: paused"), "{printed}");
     let read: SpecDocument = serde_yaml_ng::from_str(&printed).unwrap();
     let origins = Origins { directory: Path::new(""), variable: &|_| None };
     assert_eq!(wanted(&read, origins).unwrap().spec, wire, "{printed}");

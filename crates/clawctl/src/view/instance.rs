@@ -7,7 +7,8 @@ use claw_proto::node::v1 as node;
 use serde::Serialize;
 
 use super::firewall::BlockedView;
-use super::{Resource, enum_text, id, share, time};
+use super::operation::{ActiveView, BackupView, OperationView, RefusedView};
+use super::{Resource, enum_text, id, share, short_image, time, yes_no};
 use crate::file::Kind;
 use crate::file::spec::SpecDocument;
 
@@ -28,6 +29,9 @@ pub(crate) struct InstanceView {
     update_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     delete_time: Option<String>,
+    /// Rises with every change of the spec; absent from coordinators that do not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revision: Option<u64>,
     #[serde(skip)]
     started: Option<Timestamp>,
 }
@@ -66,6 +70,18 @@ pub(crate) struct StatusView {
     usage: Option<UsageView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) blocked: Option<BlockedView>,
+    /// The long operation under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) operation: Option<OperationView>,
+    /// What passed the gate last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) active: Option<ActiveView>,
+    /// What was tried, failed, and is not tried again by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) refused: Option<RefusedView>,
+    /// How its snapshots stand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backup: Option<BackupView>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     health_history: Vec<HealthView>,
 }
@@ -116,6 +132,7 @@ impl From<fleet::Instance> for InstanceView {
             create_time: text(wire.create_time),
             update_time: text(wire.update_time),
             delete_time: text(wire.delete_time),
+            revision: Some(wire.revision).filter(|revision| *revision > 0),
         }
     }
 }
@@ -151,6 +168,10 @@ impl From<fleet::InstanceStatus> for StatusView {
                 oom_kills: usage.oom_kills,
             }),
             blocked: report.blocked.map(BlockedView::from),
+            operation: report.operation.map(OperationView::from),
+            active: report.active.map(ActiveView::from),
+            refused: report.refused.map(RefusedView::from),
+            backup: report.backup.map(BackupView::from),
             health_history: report
                 .health_history
                 .into_iter()
@@ -175,11 +196,33 @@ impl InstanceView {
             host => format!("{phase} (host {host})"),
         }
     }
+
+    /// What somebody should know at a glance.
+    fn note(&self) -> String {
+        let status = &self.status;
+        let operation = status.operation.as_ref().map(OperationView::brief);
+        let refused = status.refused.as_ref().map(|refused| format!("{} refused", refused.kind()));
+        operation.into_iter().chain(refused).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Of operations, version and snapshots.
+    fn version_details(&self, now: Timestamp) -> Vec<(&'static str, String)> {
+        let status = &self.status;
+        let text = |value: Option<String>| value.unwrap_or_default();
+        let refused = status.refused.as_ref();
+        vec![
+            ("operation", text(status.operation.as_ref().map(ToString::to_string))),
+            ("active", text(status.active.as_ref().map(ToString::to_string))),
+            ("refused", text(refused.map(ToString::to_string))),
+            ("hint", text(refused.map(|refused| refused.hint(&self.name)))),
+            ("backup", text(status.backup.as_ref().map(|backup| backup.summary(now)))),
+        ]
+    }
 }
 
 impl Resource for InstanceView {
     const HEADER: &'static [&'static str] =
-        &["NAME", "HOST", "PHASE", "READY", "RESTARTS", "MEMORY", "UP", "IMAGE"];
+        &["NAME", "HOST", "PHASE", "READY", "RESTARTS", "MEMORY", "UP", "BACKUP", "IMAGE", "NOTE"];
 
     fn resource(&self) -> String {
         format!("instances/{}", self.name)
@@ -198,7 +241,9 @@ impl Resource for InstanceView {
                 .map(|usage| share(usage.memory_bytes, usage.memory_limit_bytes))
                 .unwrap_or_default(),
             time::ago(self.started, now),
+            status.backup.as_ref().map(|backup| backup.brief(now)).unwrap_or_default(),
             short_image(&self.spec.image),
+            self.note(),
         ]
     }
 
@@ -209,13 +254,15 @@ impl Resource for InstanceView {
             format!("{why}, status {}, at {}", exit.code, exit.at.as_deref().unwrap_or("?"))
         });
         let usage = status.usage.as_ref();
-        let mut pairs = vec![
+        let begin = vec![
             ("name", self.name.clone()),
             ("uid", self.uid.clone()),
             ("host", self.host.clone()),
             ("phase", self.state()),
             ("message", status.message.clone()),
             ("step", status.step.clone()),
+        ];
+        let rest = vec![
             ("ready", status.ready.map(yes_no).unwrap_or_default()),
             ("persisted", yes_no(status.persisted)),
             ("up", time::ago(self.started, now)),
@@ -237,8 +284,10 @@ impl Resource for InstanceView {
             ("created", self.create_time.clone().unwrap_or_default()),
             ("updated", self.update_time.clone().unwrap_or_default()),
             ("deleted", self.delete_time.clone().unwrap_or_default()),
+            ("revision", self.revision.map(|number| number.to_string()).unwrap_or_default()),
             ("etag", self.etag.clone()),
         ];
+        let mut pairs = [begin, self.version_details(now), rest].concat();
         for change in &status.health_history {
             let at = change.at.as_deref().unwrap_or("?");
             let line = format!("{at}  {}  {}", change.phase, change.message);
@@ -258,18 +307,4 @@ pub(crate) fn phase_text(number: i32) -> String {
 pub(crate) fn host_state_text(number: i32) -> String {
     let name = fleet::HostState::try_from(number).ok();
     enum_text(name.map(|state| state.as_str_name()), "HOST_STATE_", number)
-}
-
-fn yes_no(value: bool) -> String {
-    if value { "yes" } else { "no" }.to_owned()
-}
-
-/// An image with its digest cut to twelve digits, as docker shows it.
-fn short_image(image: &str) -> String {
-    match image.split_once("@sha256:") {
-        Some((name, digest)) => {
-            format!("{name}@sha256:{}", digest.chars().take(12).collect::<String>())
-        }
-        None => image.to_owned(),
-    }
 }

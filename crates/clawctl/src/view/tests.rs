@@ -6,6 +6,7 @@ use claw_proto::node::v1 as node;
 
 use super::host::HostView;
 use super::instance::InstanceView;
+use super::snapshot::{RepositoryView, SnapshotView};
 use super::*;
 use crate::cli::Format;
 use crate::output::Output;
@@ -111,11 +112,11 @@ fn a_list_of_instances() {
     going.delete_time = Some(timestamp_to_wire(NOW));
     let views = [instance("demo"), unreachable, stale, going].map(InstanceView::from);
     let expected = "\
-NAME   HOST   PHASE                   READY  RESTARTS  MEMORY       UP    IMAGE
-demo   vps-1  running                 yes    2         700MiB/2GiB  2h5m  ghcr.io/openclaw/openclaw@sha256:0123456789ab
-other  vps-1  running (host offline)  yes    2         700MiB/2GiB  2h5m  ghcr.io/openclaw/openclaw@sha256:0123456789ab
-stale  vps-1  running (old spec)      -      0         -            -     ghcr.io/openclaw/openclaw@sha256:0123456789ab
-going  vps-1  deleting                yes    2         700MiB/2GiB  2h5m  ghcr.io/openclaw/openclaw@sha256:0123456789ab
+NAME   HOST   PHASE                   READY  RESTARTS  MEMORY       UP    BACKUP  IMAGE                                          NOTE
+demo   vps-1  running                 yes    2         700MiB/2GiB  2h5m  -       ghcr.io/openclaw/openclaw@sha256:0123456789ab  -
+other  vps-1  running (host offline)  yes    2         700MiB/2GiB  2h5m  -       ghcr.io/openclaw/openclaw@sha256:0123456789ab  -
+stale  vps-1  running (old spec)      -      0         -            -     -       ghcr.io/openclaw/openclaw@sha256:0123456789ab  -
+going  vps-1  deleting                yes    2         700MiB/2GiB  2h5m  -       ghcr.io/openclaw/openclaw@sha256:0123456789ab  -
 ";
     assert_eq!(printed(Format::Table, &views), expected);
     assert_eq!(
@@ -198,6 +199,148 @@ fn json_of_an_instance() {
     assert_eq!(serde_json::to_value(&view).unwrap(), expected);
 }
 
+/// Being updated, after an update was refused, with snapshots that are late.
+fn changing(name: &str) -> fleet::Instance {
+    let mut instance = instance(name);
+    instance.revision = 12;
+    let status = instance.status.as_mut().unwrap();
+    let report = status.report.as_mut().unwrap();
+    report.operation = Some(node::OperationReport {
+        kind: "update".to_owned(),
+        stage: "copying the data".to_owned(),
+        permille: Some(456),
+        since: Some(timestamp_to_wire(at(20))),
+    });
+    report.active = Some(node::Deployment { image: "example/a:1".to_owned(), data_generation: 4 });
+    report.refused = Some(node::RefusedTarget {
+        image: "example/a:2".to_owned(),
+        restore: 0,
+        rebuilds: 1,
+        problem: "the gateway exited with 1".to_owned(),
+        at: Some(timestamp_to_wire(at(600))),
+    });
+    report.backup = Some(node::BackupSummary {
+        last_at: Some(timestamp_to_wire(at(93_600))),
+        count: 9,
+        overdue: true,
+        problem: "no room".to_owned(),
+    });
+    instance
+}
+
+#[test]
+fn operations_versions_and_snapshots_of_an_instance() {
+    let view = InstanceView::from(changing("demo"));
+    let expected = "\
+NAME  HOST   PHASE    READY  RESTARTS  MEMORY       UP    BACKUP         IMAGE                                          NOTE
+demo  vps-1  running  yes    2         700MiB/2GiB  2h5m  1d2h, overdue  ghcr.io/openclaw/openclaw@sha256:0123456789ab  update 45%; update refused
+";
+    assert_eq!(printed(Format::Table, std::slice::from_ref(&view)), expected);
+    let mut out = Vec::new();
+    Output { format: Format::Table, out: &mut out, now: NOW }.one(&view).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    for line in [
+        "operation  update: copying the data, 45%",
+        "active     example/a:1 on gen-4",
+        "refused    update to example/a:2 at 2026-09-21T14:03:20Z: the gateway exited with 1",
+        "hint       give it another image, or try again with `clawctl rebuild demo`",
+        "backup     9 snapshots, the newest 1d2h ago, overdue, problem: no room",
+        "revision   12",
+    ] {
+        assert!(text.lines().any(|shown| shown == line), "{line}\n{text}");
+    }
+    let status = serde_json::to_value(&view).unwrap()["status"].clone();
+    let expected = serde_json::json!({
+        "kind": "update",
+        "stage": "copying the data",
+        "permille": 456,
+        "since": "2026-09-21T14:13:00Z",
+    });
+    assert_eq!(status["operation"], expected);
+    let expected = serde_json::json!({"image": "example/a:1", "dataGeneration": 4});
+    assert_eq!(status["active"], expected);
+    let expected = serde_json::json!({
+        "image": "example/a:2",
+        "restore": 0,
+        "rebuilds": 1,
+        "problem": "the gateway exited with 1",
+        "at": "2026-09-21T14:03:20Z",
+    });
+    assert_eq!(status["refused"], expected);
+    let expected = serde_json::json!({
+        "lastTime": "2026-09-20T12:13:20Z",
+        "count": 9,
+        "overdue": true,
+        "problem": "no room",
+    });
+    assert_eq!(status["backup"], expected);
+}
+
+/// What programs rely on: a change here breaks them.
+#[test]
+fn json_of_a_snapshot_and_its_repository() {
+    let snapshot = fleet::Snapshot {
+        name: "instances/demo/snapshots/scheduled-1790000000".to_owned(),
+        instance_uid: "u-1".to_owned(),
+        state: fleet::SnapshotState::Ready.into(),
+        cause: node::SnapshotCause::Scheduled.into(),
+        create_time: Some(timestamp_to_wire(NOW)),
+        image: "example/a:1".to_owned(),
+        generation: 5,
+        revision: 3,
+        files: 7,
+        bytes: 8,
+        added_bytes: 9,
+        restic_id: "ab".repeat(32),
+        problem: String::new(),
+    };
+    let expected = serde_json::json!({
+        "name": "scheduled-1790000000",
+        "instance": "demo",
+        "instanceUid": "u-1",
+        "state": "ready",
+        "cause": "scheduled",
+        "createTime": "2026-09-21T14:13:20Z",
+        "image": "example/a:1",
+        "generation": 5,
+        "revision": 3,
+        "files": 7,
+        "bytes": 8,
+        "addedBytes": 9,
+        "resticId": "ab".repeat(32),
+    });
+    assert_eq!(serde_json::to_value(SnapshotView::from(snapshot)).unwrap(), expected);
+    let time = || Some(timestamp_to_wire(NOW));
+    let repository = fleet::SnapshotRepository {
+        instance_uid: "u-1".to_owned(),
+        host: "hosts/vps-1".to_owned(),
+        stored_bytes: 1,
+        next_due_time: time(),
+        overdue: true,
+        problem: "no room".to_owned(),
+        verify_time: time(),
+        drill_time: time(),
+        replicate_time: time(),
+        report_time: time(),
+        escrowed: true,
+        delete_time: None,
+    };
+    let at = "2026-09-21T14:13:20Z";
+    let expected = serde_json::json!({
+        "host": "vps-1",
+        "storedBytes": 1,
+        "nextDueTime": at,
+        "overdue": true,
+        "problem": "no room",
+        "verifyTime": at,
+        "drillTime": at,
+        "replicateTime": at,
+        "reportTime": at,
+        "escrowed": true,
+    });
+    assert_eq!(serde_json::to_value(RepositoryView::from(repository)).unwrap(), expected);
+}
+
 #[test]
 fn hosts() {
     let view = HostView::from(host());
@@ -214,7 +357,7 @@ vps-1  offline, cordoned  45s   0.1.0  3GiB/8GiB  12% of 4  50GiB/80GiB  0s  doc
 
 #[test]
 fn yaml_can_be_applied_again() {
-    let views = [InstanceView::from(instance("demo")), InstanceView::from(instance("b"))];
+    let views = [InstanceView::from(changing("demo")), InstanceView::from(instance("b"))];
     let mut text = printed(Format::Yaml, &views);
     text.push_str("---\n");
     text.push_str(&printed(Format::Yaml, &[HostView::from(host())]));

@@ -1,4 +1,4 @@
-//! Join tokens, gateway tokens and audit entries as clawctl prints them.
+//! Join tokens, gateway tokens, recovery passwords and audit entries as clawctl prints them.
 
 use claw_core::time::Timestamp;
 use claw_proto::convert::timestamp_from_wire;
@@ -39,6 +39,16 @@ pub(crate) struct NewTokenView {
 pub(crate) struct GatewayTokenView {
     pub(crate) instance: String,
     pub(crate) token: String,
+}
+
+/// What `recovery-password` answers.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RecoveryPasswordView {
+    pub(crate) instance: String,
+    pub(crate) recovery_password: String,
+    /// Where the repository lies on the instance's host.
+    pub(crate) repository: String,
 }
 
 /// Who did what.

@@ -1,3 +1,4 @@
+use claw_proto::node::v1 as node;
 use claw_proto::node::v1::Phase;
 
 use super::*;
@@ -29,7 +30,7 @@ fn old_spec(mut message: fleet::WatchInstancesResponse) -> fleet::WatchInstances
 }
 
 fn progress(until: Until, names: &[&str]) -> Progress {
-    Progress::new(Some(until), &names.iter().map(ToString::to_string).collect())
+    Progress::new(Some(until.into()), &names.iter().map(ToString::to_string).collect())
 }
 
 /// Lines as `kind name phase`, and the verdict at the end.
@@ -135,4 +136,94 @@ fn nothing_is_waited_for_without_a_condition() {
         "current a running",
         &Verdict::Waiting,
     );
+}
+
+/// What a host says beside the phase: image and data generation in force, operation, refused image.
+fn version(
+    mut message: fleet::WatchInstancesResponse,
+    (image, data_generation): (&str, u32),
+    operation: Option<&str>,
+    refused: Option<&str>,
+) -> fleet::WatchInstancesResponse {
+    let instance = message.instance.as_mut().unwrap();
+    instance.spec.get_or_insert_default().image = "a:2".to_owned();
+    let report = instance.status.as_mut().unwrap().report.get_or_insert_default();
+    report.active = Some(node::Deployment { image: image.to_owned(), data_generation });
+    report.operation =
+        operation.map(|kind| node::OperationReport { kind: kind.to_owned(), ..Default::default() });
+    report.refused = refused.map(|image| node::RefusedTarget {
+        image: image.to_owned(),
+        problem: "it crashed".to_owned(),
+        ..node::RefusedTarget::default()
+    });
+    message
+}
+
+#[track_caller]
+fn check_verdict(goal: Goal, messages: Vec<fleet::WatchInstancesResponse>, expected: &str) {
+    let mut progress = Progress::new(Some(goal), &BTreeSet::from(["a".to_owned()]));
+    let verdicts: Vec<&str> = messages
+        .into_iter()
+        .map(|message| {
+            progress.observe(message);
+            match progress.verdict() {
+                Verdict::Waiting => "waiting",
+                Verdict::Reached => "reached",
+                Verdict::Hopeless { .. } => "hopeless",
+                Verdict::Refused { .. } => "refused",
+            }
+        })
+        .collect();
+    assert_eq!(verdicts.join(" "), expected);
+}
+
+#[test]
+fn a_version_counts_when_it_is_in_force() {
+    use fleet::WatchKind::{Changed, Current};
+    let at = |kind, phase| message(kind, "a", phase);
+    check_verdict(
+        Until::Running.into(),
+        vec![
+            version(old_spec(at(Current, Phase::Running)), ("a:1", 1), None, None),
+            version(at(Changed, Phase::Running), ("a:1", 1), Some("update"), None),
+            version(at(Changed, Phase::CrashLoop), ("a:1", 1), Some("update"), None),
+            version(at(Changed, Phase::Running), ("a:1", 1), None, None),
+            version(at(Changed, Phase::Running), ("a:2", 2), Some("update"), None),
+            version(at(Changed, Phase::Running), ("a:2", 2), Some("snapshot"), None),
+        ],
+        "waiting waiting waiting waiting waiting reached",
+    );
+}
+
+#[test]
+fn what_was_refused_before_counts_unless_it_is_tried_again() {
+    use fleet::WatchKind::{Changed, Current};
+    let at = |kind, phase| message(kind, "a", phase);
+    let held = || version(at(Current, Phase::Running), ("a:1", 1), None, Some("a:2"));
+    check_verdict(Until::Running.into(), vec![held()], "refused");
+    check_verdict(
+        Until::Running.into(),
+        vec![
+            old_spec(held()),
+            version(at(Changed, Phase::Running), ("a:1", 1), Some("update"), Some("a:2")),
+            held(),
+            version(at(Changed, Phase::Running), ("a:2", 2), None, None),
+        ],
+        "waiting waiting waiting reached",
+    );
+    let stopped = version(at(Current, Phase::Stopped), ("a:1", 1), None, Some("a:2"));
+    check_verdict(Until::Stopped.into(), vec![held(), stopped], "waiting reached");
+}
+
+#[test]
+fn restored_data_counts_when_it_is_in_force() {
+    use fleet::WatchKind::{Changed, Current};
+    let at = |kind, phase| message(kind, "a", phase);
+    let paused = |operation, generation| {
+        version(at(Changed, Phase::Paused), ("a:2", generation), operation, None)
+    };
+    let before = version(at(Current, Phase::Paused), ("a:2", 3), None, None).instance.unwrap();
+    let goal = Goal::restored(Until::Paused, &before.into());
+    let all = vec![paused(None, 3), paused(Some("restore"), 3), paused(None, 4)];
+    check_verdict(goal, all, "waiting waiting reached");
 }

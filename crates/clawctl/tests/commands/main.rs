@@ -1,6 +1,7 @@
 //! Every command against a fake of the API, over real mTLS on loopback.
 #![expect(clippy::unwrap_used, reason = "what the fake cannot do fails the test")]
 
+mod data;
 mod fake;
 mod firewall;
 
@@ -545,19 +546,29 @@ async fn usage_and_generated_documents() {
     for shell in ["bash", "zsh", "fish"] {
         let completions = fake.run(&format!("completions {shell}")).await;
         assert_eq!(completions.status, 0);
-        assert!(completions.stdout.contains("gateway-token"), "{shell}");
+        for word in ["gateway-token", "recovery-password", "snapshot", "rollback"] {
+            assert!(completions.stdout.contains(word), "{shell}: {word}");
+        }
     }
     let mut generated = Vec::new();
     let mut surroundings = clawctl::Surroundings {
         stdin: &mut std::io::empty(),
         stdout: &mut generated,
         stderr: &mut std::io::sink(),
+        terminal: false,
         variable: &|_| None,
     };
     let words = ["clawctl", "--generate", "man"].map(std::ffi::OsString::from);
     assert_eq!(clawctl::status(words, &mut surroundings).await, 0);
     let page = String::from_utf8(generated).unwrap();
-    for part in [".TH clawctl 1", "clawctl host cordon", "kind: Instance", "Exit status"] {
+    for part in [
+        ".TH clawctl 1",
+        "clawctl host cordon",
+        "clawctl snapshot verify",
+        "clawctl rollback",
+        "kind: Instance",
+        "Exit status",
+    ] {
         assert!(page.replace("\\-", "-").contains(part), "{part}");
     }
 }

@@ -1,6 +1,7 @@
 //! A coordinator as far as clawctl can see one: the API over mTLS on loopback, state in memory, and
 //! whatever failures a test wants. It checks nothing; the real one is tested with clawctl in claw-tests.
 
+mod data;
 mod services;
 mod tls;
 
@@ -34,6 +35,14 @@ pub(crate) struct State {
     pub(crate) failures: VecDeque<Status>,
     /// What the next watches send; each stream ends after its messages.
     pub(crate) watches: VecDeque<Vec<fleet::WatchInstancesResponse>>,
+    /// Streams stay open after their messages, as the real ones do.
+    pub(crate) watches_stay: bool,
+    /// What the next questions for a snapshot are answered; the last answer stays.
+    pub(crate) snapshots: BTreeMap<String, VecDeque<fleet::Snapshot>>,
+    /// What the next lists of snapshots are; the last one stays.
+    pub(crate) listings: VecDeque<fleet::ListSnapshotsResponse>,
+    /// What the next plans are.
+    pub(crate) plans: VecDeque<fleet::InstancePlan>,
     revision: u64,
 }
 
@@ -160,6 +169,7 @@ pub(crate) async fn clawctl(
         stdin: &mut input,
         stdout: &mut stdout,
         stderr: &mut stderr,
+        terminal: false,
         variable: &variable,
     };
     let fixed = ["clawctl", "--endpoint", endpoint, "--identity", identity.to_str().unwrap()];

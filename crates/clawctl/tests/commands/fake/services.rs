@@ -9,6 +9,7 @@ use claw_proto::fleet::v1::audit_service_server::{AuditService, AuditServiceServ
 use claw_proto::fleet::v1::host_service_server::{HostService, HostServiceServer};
 use claw_proto::fleet::v1::instance_service_server::{InstanceService, InstanceServiceServer};
 use claw_proto::fleet::v1::join_token_service_server::{JoinTokenService, JoinTokenServiceServer};
+use claw_proto::fleet::v1::snapshot_service_server::SnapshotServiceServer;
 use claw_proto::node::v1 as node;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use hyper::body::Incoming;
@@ -38,15 +39,18 @@ impl Services {
             Some("claw.fleet.v1.JoinTokenService") => {
                 JoinTokenServiceServer::new(self).call(request).await
             }
+            Some("claw.fleet.v1.SnapshotService") => {
+                SnapshotServiceServer::new(self).call(request).await
+            }
             _ => AuditServiceServer::new(self).call(request).await,
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
     }
 
-    /// Start, stop, restart, rebuild.
+    /// Start, stop, pause, resume, restart, rebuild, roll back.
     fn change(
         &self,
         verb: &str,
@@ -60,12 +64,12 @@ impl Services {
     }
 }
 
-fn absent(name: &str) -> Status {
+pub(super) fn absent(name: &str) -> Status {
     Status::not_found(format!("{name} does not exist"))
 }
 
 /// A page of at most two, so that paging is seen.
-fn page<T>(all: Vec<T>, token: &str) -> (Vec<T>, String) {
+pub(super) fn page<T>(all: Vec<T>, token: &str) -> (Vec<T>, String) {
     let begin: usize = token.parse().unwrap_or(0);
     let next = begin + 2;
     let more = if next < all.len() { next.to_string() } else { String::new() };
@@ -310,6 +314,85 @@ impl InstanceService for Services {
         Ok(Response::new(fleet::StopInstanceResponse { instance }))
     }
 
+    async fn pause_instance(
+        &self,
+        request: Request<fleet::PauseInstanceRequest>,
+    ) -> Answer<fleet::PauseInstanceResponse> {
+        let request = request.into_inner();
+        let instance = self.change("pause", &request.name, &request.request_id)?;
+        Ok(Response::new(fleet::PauseInstanceResponse { instance }))
+    }
+
+    async fn resume_instance(
+        &self,
+        request: Request<fleet::ResumeInstanceRequest>,
+    ) -> Answer<fleet::ResumeInstanceResponse> {
+        let request = request.into_inner();
+        let instance = self.change("resume", &request.name, &request.request_id)?;
+        Ok(Response::new(fleet::ResumeInstanceResponse { instance }))
+    }
+
+    async fn rollback_instance(
+        &self,
+        request: Request<fleet::RollbackInstanceRequest>,
+    ) -> Answer<fleet::RollbackInstanceResponse> {
+        let request = request.into_inner();
+        let verb = format!("roll back to {:?}:", request.target.unwrap());
+        let instance = self.change(&verb, &request.name, &request.request_id)?;
+        Ok(Response::new(fleet::RollbackInstanceResponse { instance }))
+    }
+
+    async fn list_instance_revisions(
+        &self,
+        request: Request<fleet::ListInstanceRevisionsRequest>,
+    ) -> Answer<fleet::ListInstanceRevisionsResponse> {
+        let request = request.into_inner();
+        self.state().enter(format!("revisions of {}", request.name), None)?;
+        let revision = |revision: u64| fleet::InstanceRevision {
+            revision,
+            spec: Some(fleet::InstanceSpec {
+                image: format!("a:{revision}"),
+                run_state: 1,
+                ..fleet::InstanceSpec::default()
+            }),
+            snapshots: vec![format!("{}/snapshots/s{revision}", request.name)],
+            ..fleet::InstanceRevision::default()
+        };
+        let all = (1..=3).rev().map(revision).collect();
+        let (revisions, next_page_token) = page(all, &request.page_token);
+        Ok(Response::new(fleet::ListInstanceRevisionsResponse { revisions, next_page_token }))
+    }
+
+    async fn plan_instance(
+        &self,
+        request: Request<fleet::PlanInstanceRequest>,
+    ) -> Answer<fleet::PlanInstanceResponse> {
+        use fleet::plan_instance_request::Change;
+        let request = request.into_inner();
+        let change = match request.change.unwrap() {
+            Change::Update(change) => {
+                let image = change.spec.unwrap_or_default().image;
+                let paths = change.update_mask.unwrap_or_default().paths;
+                format!("{image} in {} fields", paths.len())
+            }
+            other => format!("{other:?}"),
+        };
+        let mut state = self.state();
+        state.enter(format!("plan {}: {change}", request.name), None)?;
+        let plan = state.plans.pop_front();
+        Ok(Response::new(fleet::PlanInstanceResponse { plan }))
+    }
+
+    async fn fetch_recovery_password(
+        &self,
+        request: Request<fleet::FetchRecoveryPasswordRequest>,
+    ) -> Answer<fleet::FetchRecoveryPasswordResponse> {
+        let fleet::FetchRecoveryPasswordRequest { name, uid } = request.into_inner();
+        self.state().enter(format!("password of {name} {uid}").trim_end().to_owned(), None)?;
+        let recovery_password = "recovery-secret".to_owned();
+        Ok(Response::new(fleet::FetchRecoveryPasswordResponse { recovery_password }))
+    }
+
     async fn restart_instance(
         &self,
         request: Request<fleet::RestartInstanceRequest>,
@@ -338,7 +421,11 @@ impl InstanceService for Services {
             format!("watch {} {}", request.names.join(","), request.host).trim_end().to_owned(),
             None,
         )?;
-        match state.watches.pop_front() {
+        let stays = state.watches_stay;
+        match state.watches.pop_front().or_else(|| stays.then(Vec::new)) {
+            Some(messages) if stays => {
+                Ok(Response::new(stream::iter(messages).map(Ok).chain(stream::pending()).boxed()))
+            }
             Some(messages) => Ok(Response::new(stream::iter(messages).map(Ok).boxed())),
             None => Err(absent(&request.names.join(","))),
         }

@@ -1,0 +1,88 @@
+//! `plan`: what `apply` of files would do; nothing is changed.
+
+use claw_proto::fleet::v1 as fleet;
+use claw_proto::fleet::v1::plan_instance_request::Change;
+use tonic::Code;
+
+use super::apply::{self, Item, Outcome};
+use super::instance::{self, NewInstance};
+use super::{Mode, Session, Sources, host, rollback};
+use crate::cli::{Format, PlanArgs};
+use crate::connection::Connection;
+use crate::failure::CommandError;
+use crate::file::content::Wanted;
+use crate::view::change::{Expected, PlanView};
+
+/// Everything whose effect is asked for.
+pub(super) struct Draft {
+    items: Vec<Item>,
+}
+
+impl Draft {
+    /// Reads files and all that they point to.
+    pub(super) fn read(
+        arguments: &PlanArgs,
+        sources: &mut Sources<'_>,
+    ) -> Result<Self, CommandError> {
+        Ok(Self { items: apply::read_items(&arguments.files, sources)? })
+    }
+}
+
+/// Asks for each item, also after one failed.
+pub(super) async fn run(draft: Draft, session: &mut Session<'_>) -> Result<(), CommandError> {
+    let all = draft.items.len();
+    let (mut views, mut failures) = (Vec::new(), Vec::new());
+    for item in draft.items {
+        match Box::pin(of_item(item, &session.connection)).await {
+            Ok(view) => views.push(view),
+            Err(error) => failures.push(error),
+        }
+    }
+    let text = |view: &PlanView| match session.output.format {
+        Format::Name => view.resource.clone(),
+        _ => view.text(),
+    };
+    let texts: Vec<String> = views.iter().map(text).collect();
+    if !views.is_empty() {
+        session.output.value(&views, &texts.join("\n"))?;
+    }
+    if failures.is_empty() { Ok(()) } else { Err(apply::told(failures, all, session)?) }
+}
+
+async fn of_item(item: Item, connection: &Connection) -> Result<PlanView, CommandError> {
+    let resource = item.resource();
+    match item {
+        Item::Host(document) => {
+            let outcome = match host::apply(connection, &document, Mode::Check).await? {
+                Outcome::Created => Expected::Created,
+                Outcome::Updated => Expected::Updated,
+                Outcome::Unchanged => Expected::Unchanged,
+            };
+            Ok(PlanView { resource, outcome, effects: None })
+        }
+        Item::Instance { name, host, wanted } => of_instance(name, host, *wanted, connection).await,
+    }
+}
+
+async fn of_instance(
+    name: String,
+    host: String,
+    wanted: Wanted,
+    connection: &Connection,
+) -> Result<PlanView, CommandError> {
+    let before = match instance::get(connection, &name).await {
+        Ok(before) => before,
+        Err(CommandError::Call(error)) if error.code == Code::NotFound => {
+            let resource = format!("instances/{name}");
+            let new = NewInstance { name, host, wanted, mode: Mode::Check, wait: false };
+            instance::send_create(connection, &new).await?;
+            return Ok(PlanView { resource, outcome: Expected::Created, effects: None });
+        }
+        Err(error) => return Err(error),
+    };
+    let wanted = apply::fitted_to(&before, &name, &host, wanted)?;
+    let mut change = fleet::SpecChange { spec: Some(wanted.spec), update_mask: None };
+    change.update_mask.get_or_insert_default().paths = wanted.mask;
+    let plan = rollback::ask_plan(connection, &name, Change::Update(change)).await?;
+    Ok(PlanView::of_instance(&name, plan))
+}
