@@ -9,6 +9,8 @@ mod firewall;
 mod proxy;
 mod runtime;
 mod snapshots;
+mod trials;
+mod volumes;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -23,6 +25,8 @@ pub use firewall::{firewall, traffic};
 pub use proxy::proxy;
 pub use runtime::{RuntimeSubject, runtime};
 pub use snapshots::{SnapshotsSubject, snapshots};
+pub use trials::{TrialsSubject, trials};
+pub use volumes::volumes;
 
 /// A rule that an implementation breaks.
 #[derive(Debug, thiserror::Error)]

@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use claw_core::address::{AddressPool, Slot};
+use claw_core::data::DataGeneration;
 use claw_core::firewall::{Effective, HostPolicy, Port, render};
 use claw_core::name::{ImageRef, InstanceName};
 use claw_core::plan::{ContainerPlan, VirtualHost};
 use claw_core::spec::Resources;
 use claw_core::stamp::{Digest, Generation};
 use claw_core::unit::{CpuMillis, MIB, Memory, PidsLimit};
-use clawd::contract::{self, RuntimeSubject};
+use clawd::contract::{self, RuntimeSubject, TrialsSubject};
 use clawd::fakes::FakeMachine;
-use clawd::ports::{Files, Runtime, RuntimeChange};
+use clawd::ports::{Files, Runtime, RuntimeChange, Trial};
 
 const IMAGE: &str = "claw/fake-gateway:1";
 
@@ -39,12 +40,14 @@ fn subject(machine: &FakeMachine, instance: &str) -> RuntimeSubject {
         network: format!("claw-{instance}"),
         address: network.container(),
         dns: network.gateway(),
+        data: DataGeneration::FIRST,
         state_dir: "/home/node/.openclaw",
         stop_grace: Duration::from_secs(10),
         instance: instance.clone(),
     };
     let absent_image = ImageRef::parse("localhost:1/nowhere:none").unwrap();
-    RuntimeSubject { network, plan, mounts: machine.files.mounts(&instance), absent_image }
+    let mounts = machine.files.mounts(&instance, DataGeneration::FIRST);
+    RuntimeSubject { network, plan, mounts, absent_image }
 }
 
 fn host(instance: &str, last: u8) -> VirtualHost {
@@ -66,6 +69,26 @@ async fn runtime() {
 async fn files() {
     let instance = InstanceName::parse("demo").unwrap();
     contract::files(&machine().files, &instance).await.unwrap();
+}
+
+#[tokio::test]
+async fn volumes() {
+    let machine = machine();
+    let instance = InstanceName::parse("demo").unwrap();
+    contract::volumes(&machine.volumes, &machine.files, &instance).await.unwrap();
+}
+
+#[tokio::test]
+async fn trials() {
+    let machine = machine();
+    let RuntimeSubject { plan, mounts, absent_image, .. } = subject(&machine, "demo");
+    machine.runtime.pull(&plan.image, &|_| {}).await.unwrap();
+    let network = Some(AddressPool::STANDARD.trial());
+    let gateway = Trial { container: plan, mounts, network, command: None };
+    let command = Some(vec!["openclaw".to_owned(), "doctor".to_owned()]);
+    let command = Trial { network: None, command, ..gateway.clone() };
+    let subject = TrialsSubject { gateway, port: 18789, command, absent_image };
+    contract::trials(&machine.runtime, &machine.gateway, &subject).await.unwrap();
 }
 
 #[tokio::test]

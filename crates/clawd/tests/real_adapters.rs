@@ -18,13 +18,14 @@ use claw_core::observed::{ContainerState, ObservedContainer};
 use claw_core::plan::VirtualHost;
 use claw_core::unit::{MIB, Memory};
 use clawd::adapters::clock::SystemClock;
-use clawd::adapters::files::{FilesSettings, InstanceFiles, Owner, SecretsMedium};
+use clawd::adapters::files::{FilesSettings, GATEWAY_OWNER, InstanceFiles, Owner, SecretsMedium};
 use clawd::adapters::gateway::OpenClaw;
 use clawd::adapters::host::Machine;
-use clawd::contract::{self, RuntimeSubject};
+use clawd::adapters::volumes::DirectoryVolumes;
+use clawd::contract::{self, RuntimeSubject, TrialsSubject};
 use clawd::ports::{
     Files, Gateway, GatewayAnswer, Host, Proxy, ProxyError, Runtime, RuntimeChange, RuntimeError,
-    RuntimeEvent,
+    RuntimeEvent, Trial, Trials,
 };
 use lab::{LabHost, Subject, eventually, request};
 
@@ -56,6 +57,68 @@ async fn files() {
 async fn files_of_containers_on_a_lab_host() {
     let Some(lab) = LabHost::here("files").await else { return };
     contract::files(&lab.files, &lab::name("demo")).await.unwrap();
+}
+
+#[tokio::test]
+async fn volumes() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let own = std::fs::metadata(dir.path()).unwrap();
+    let owner = Owner { uid: own.uid(), gid: own.gid() };
+    let settings = FilesSettings {
+        data: dir.path().join("data"),
+        secrets: dir.path().join("secrets"),
+        medium: SecretsMedium::Any,
+        owner,
+    };
+    let volumes = DirectoryVolumes::new(settings.data.clone(), owner);
+    let files = InstanceFiles::new(settings);
+    contract::volumes(&volumes, &files, &lab::name("demo")).await.unwrap();
+}
+
+#[tokio::test]
+async fn volumes_of_containers_on_a_lab_host() {
+    let Some(lab) = LabHost::here("volumes").await else { return };
+    let volumes = DirectoryVolumes::new("/var/lib/claw-contract".into(), GATEWAY_OWNER);
+    contract::volumes(&volumes, &lab.files, &lab::name("copied")).await.unwrap();
+}
+
+#[tokio::test]
+async fn trials_in_docker() {
+    let Some(lab) = LabHost::here("trials").await else { return };
+    let Subject { plan, mounts, .. } = lab.subject("tried", 109).await;
+    let absent_image = ImageRef::parse("localhost:1/nowhere:none").unwrap();
+    let network = Some(AddressPool::STANDARD.trial());
+    let gateway = Trial { container: plan, mounts, network, command: None };
+    let command = Some(vec!["openclaw".to_owned(), "doctor".to_owned(), "--fix".to_owned()]);
+    let command = Trial { network: None, command, ..gateway.clone() };
+    let subject = TrialsSubject { gateway, port: 18789, command, absent_image };
+    let openclaw = OpenClaw::new(lab.nginx.listen());
+    contract::trials(&lab.docker, &openclaw, &subject).await.unwrap();
+}
+
+/// Nothing gets out of a trial, whatever the firewall says: its network has no route.
+#[tokio::test]
+async fn a_trial_reaches_nobody_and_is_limited() {
+    let Some(lab) = LabHost::here("trial").await else { return };
+    let Subject { instance, plan, mounts, .. } = lab.subject("cut-off", 110).await;
+    let network = Some(AddressPool::STANDARD.trial());
+    let trial = Trial { container: plan, mounts, network, command: None };
+    lab.docker.start_trial(&trial).await.unwrap();
+    let format = "{{.State.Pid}} {{.HostConfig.CpuShares}} {{.HostConfig.Memory}} {{.Config.Hostname}} \
+                  {{.HostConfig.ReadonlyRootfs}} {{.HostConfig.RestartPolicy.Name}}";
+    let container = "claw-trial.cut-off";
+    let told = lab::run(&["docker", "inspect", "--format", format, container]).await;
+    let words: Vec<&str> = told.split_whitespace().collect();
+    let limit = (128 * MIB).to_string();
+    assert_eq!(words[1..], ["128", limit.as_str(), "cut-off", "true", "no"], "{told}");
+    let routes = lab::run(&["nsenter", "-t", words[0], "-n", "ip", "-4", "route"]).await;
+    assert!(routes.contains("10.201.255.0/24") && !routes.contains("default"), "{routes}");
+    assert!(std::path::Path::new("/sys/class/net/claw-i254").exists());
+    let masquerade = lab::run(&["iptables-save", "-t", "nat"]).await;
+    assert!(!masquerade.contains("-s 10.201.255.0/24"), "{masquerade}");
+    lab.docker.remove_trial(&instance).await.unwrap();
+    assert!(!std::path::Path::new("/sys/class/net/claw-i254").exists());
 }
 
 #[tokio::test]

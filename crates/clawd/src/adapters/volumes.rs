@@ -132,6 +132,3 @@ impl Volumes for DirectoryVolumes {
         .await
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -168,7 +168,25 @@ impl<R: Runtime> Suite<'_, R> {
         let rule = "changed limits are seen";
         let found = self.container(rule).await?;
         same(rule, &(found.nano_cpus, found.pids_limit), &(cpu.nano(), pids.count()))?;
-        self.change("thawing what is not frozen is success", RuntimeChange::Unpause(id)).await
+        self.change("thawing what is not frozen is success", RuntimeChange::Unpause(id)).await?;
+        self.frozen(id).await
+    }
+
+    async fn frozen(&self, id: &str) -> Result<(), Breach> {
+        let rule = "a container that was frozen runs on as if nothing had been";
+        let before = self.container(rule).await?.state;
+        for rule in ["a container is frozen", "freezing it again is success"] {
+            self.change(rule, RuntimeChange::Pause(id)).await?;
+            same(rule, &self.container(rule).await?.state, &ContainerState::Paused)?;
+        }
+        let removed = self.runtime.change(self.instance(), RuntimeChange::Remove(id)).await;
+        holds("a frozen container is not removed", removed.is_err(), removed)?;
+        for again in ["a container is thawed", "thawing it again is success"] {
+            self.change(again, RuntimeChange::Unpause(id)).await?;
+            same(rule, &self.container(rule).await?.state, &before)?;
+        }
+        let absent = self.runtime.change(self.instance(), RuntimeChange::Pause("absent")).await;
+        holds("what is absent is not frozen", absent.is_err(), absent)
     }
 
     async fn stopped(&mut self, id: &str) -> Result<(), Breach> {

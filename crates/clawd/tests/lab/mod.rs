@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use claw_core::address::{AddressPool, InstanceNetwork, Slot};
+use claw_core::data::DataGeneration;
 use claw_core::name::{ImageRef, InstanceName, StatePath};
 use claw_core::observed::ObservedContainer;
 use claw_core::plan::{ContainerPlan, VirtualHost};
@@ -99,6 +100,7 @@ impl LabHost {
             network: format!("claw-{instance}"),
             address: network.container(),
             dns: network.gateway(),
+            data: DataGeneration::FIRST,
             state_dir: "/home/node/.openclaw",
             stop_grace: Duration::from_secs(10),
         };
@@ -107,10 +109,10 @@ impl LabHost {
             network.gateway()
         );
         let config = BTreeMap::from([(StatePath::parse("openclaw.json").unwrap(), config)]);
-        self.files.deliver(&instance, &config).await.unwrap();
+        self.files.deliver(&instance, DataGeneration::FIRST, &config).await.unwrap();
         let secrets = Secret::new(format!("OPENCLAW_GATEWAY_TOKEN='{TOKEN}'\n"));
         self.files.write_secrets(&instance, &secrets).await.unwrap();
-        let mounts = self.files.mounts(&instance);
+        let mounts = self.files.mounts(&instance, DataGeneration::FIRST);
         Subject { instance, network, plan, mounts }
     }
 

@@ -115,14 +115,15 @@ fn extended(file: &OwnedFd) -> rustix::io::Result<Vec<(OsString, Vec<u8>)>> {
 
 /// The names of extended attributes, each ended by a zero; none where there are none.
 fn list(file: &OwnedFd) -> rustix::io::Result<Option<Vec<u8>>> {
-    let mut nothing: [u8; 0] = [];
-    match rustix::fs::flistxattr(file, &mut nothing[..]) {
+    let mut short = [0; 256];
+    match rustix::fs::flistxattr(file, &mut short[..]) {
         Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(None),
-        Ok(_) | Err(Errno::RANGE) => {}
+        Ok(length) => return Ok(short.get(..length).map(<[u8]>::to_vec)),
+        Err(Errno::RANGE) => {}
         Err(error) => return Err(error),
     }
-    let mut list = vec![0; XATTR_MAX];
-    let length = rustix::fs::flistxattr(file, &mut list[..])?;
-    list.truncate(length);
-    Ok(Some(list))
+    let mut long = vec![0; XATTR_MAX];
+    let length = rustix::fs::flistxattr(file, &mut long[..])?;
+    long.truncate(length);
+    Ok(Some(long))
 }

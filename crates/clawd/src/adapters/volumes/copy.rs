@@ -39,7 +39,7 @@ pub(super) struct Pass<'a> {
     pub(super) owner: Owner,
     /// Whether somebody writes to the original.
     pub(super) writers: Writers,
-    /// Files that were changed at or after this instant are copied again next time.
+    /// Files that were changed at or after this instant are not settled: they are copied again next time.
     pub(super) since: Instant,
     /// Who watches.
     pub(super) watch: &'a Watch,
@@ -165,7 +165,7 @@ impl Walk<'_> {
         let into = self.pass.into.dir(&left.dir);
         let given = into.and_then(|into| left.attributes.give(&into));
         given.map_err(|error| self.written(&left.dir, error))?;
-        if self.pass.writers == Writers::Nobody {
+        if self.pass.writers != Writers::Somebody {
             let now = self.pass.from.dir(&left.dir).and_then(|from| rustix::fs::fstat(&from));
             let now = now.map_err(|error| self.read(&left.dir, error))?;
             if Instant::changed(&now) != left.changed {
@@ -346,7 +346,7 @@ impl Walk<'_> {
         let after = rustix::fs::fstat(&from).map_err(|error| self.read(&path, error))?;
         let original = Seen::of(&stat);
         let whole = ending == Ending::Whole && original == Seen::of(&after);
-        if !whole && self.pass.writers == Writers::Nobody {
+        if !whole && self.pass.writers != Writers::Somebody {
             return Err(self.changed(&path));
         }
         self.copied.files += 1;

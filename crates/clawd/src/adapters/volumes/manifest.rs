@@ -28,7 +28,7 @@ const MAGIC: [u8; 8] = *b"clawcpy1";
 const BOOT: usize = 36;
 
 /// Where the header says at which byte the records of files with several names begin; 0: the record was
-/// not finished.
+/// not finished. Behind magic and boot.
 const LINKED_AT: u64 = 44;
 
 const END: u8 = 0;
@@ -102,6 +102,7 @@ pub(super) struct Before {
     dir: PathBuf,
     next: Option<(OsString, Known)>,
     linked: BTreeMap<u64, Known>,
+    since: Option<Instant>,
 }
 
 impl Before {
@@ -119,6 +120,7 @@ impl Before {
         if magic != MAGIC || its_boot != boot_bytes(boot) || linked_at == 0 {
             return Ok(Self::default());
         }
+        let since = Some(read_instant(&mut records)?);
         let begin = records.stream_position()?;
         records.seek(SeekFrom::Start(linked_at))?;
         let mut linked = BTreeMap::new();
@@ -127,9 +129,14 @@ impl Before {
             linked.insert(known.original.inode, known);
         }
         records.seek(SeekFrom::Start(begin))?;
-        let mut before = Self { records: Some(records), linked, ..Self::default() };
+        let mut before = Self { records: Some(records), linked, since, ..Self::default() };
         before.advance();
         Ok(before)
+    }
+
+    /// What its pass called settled was not changed at or after this instant.
+    pub(super) const fn since(&self) -> Option<Instant> {
+        self.since
     }
 
     /// Whether there is nothing in it.
@@ -182,11 +189,12 @@ pub(super) struct After {
 
 impl After {
     /// Begins a record in an empty file.
-    pub(super) fn begin(file: File, boot: &str) -> io::Result<Self> {
+    pub(super) fn begin(file: File, boot: &str, since: Instant) -> io::Result<Self> {
         let mut records = BufWriter::new(file);
         records.write_all(&MAGIC)?;
         records.write_all(&boot_bytes(boot))?;
         records.write_all(&0_u64.to_le_bytes())?;
+        write_instant(&mut records, since)?;
         Ok(Self { records, dir: None })
     }
 

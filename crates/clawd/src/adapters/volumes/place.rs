@@ -133,16 +133,18 @@ impl Place {
         let before = Before::open(&self.beside(into, COPYING), &boot);
         let since =
             rustix::fs::fstat(&begun).map_err(|error| fault("opening", &path, io(error)))?;
-        let after = After::begin(begun, &boot).map_err(|error| fault("noting", &path, error))?;
+        let since = settled_before(writers, &before, Instant::modified(&since).less_a_second());
+        let after = After::begin(begun, &boot, since);
+        let after = after.map_err(|error| fault("noting", &path, error))?;
         if writers == Writers::Somebody {
-            // What is written out is no longer writable through a mapping without a new time of change.
             sync_all(&original, &path)?;
         }
-        let since = Instant::modified(&since).less_a_second();
         let pass = Pass { from: &original, into: &copy, owner, writers, since, watch };
         let Passed { copied, after, linked } = pass.run(before, after)?;
         after.finish(&linked).map_err(|error| fault("noting", &path, error))?;
-        sync_all(&copy, &path)?;
+        if writers != Writers::Held {
+            sync_all(&copy, &path)?;
+        }
         self.end(into, writers).map_err(|error| fault("completing", &path, error))?;
         Ok(copied)
     }
@@ -170,14 +172,28 @@ impl Place {
     fn end(&self, into: DataGeneration, writers: Writers) -> io::Result<()> {
         let marker = self.beside(into, COPYING);
         std::fs::rename(self.beside(into, COPYING_ON), &marker)?;
-        if writers == Writers::Nobody {
-            std::fs::rename(&marker, self.beside(into, COPIED))?;
+        match writers {
+            Writers::Held => return Ok(()),
+            Writers::Somebody => {}
+            Writers::Nobody => std::fs::rename(&marker, self.beside(into, COPIED))?,
         }
         self.sync()
     }
 
     fn sync(&self) -> io::Result<()> {
         File::open(&self.home)?.sync_all()
+    }
+}
+
+/// Only what was changed before this instant is settled.
+///
+/// A file that is mapped can be changed again and again without its times telling, until what was changed
+/// first is written out. So with writers about, a pass begins with writing everything out; one that has no
+/// time for that goes by what the last one has written out.
+fn settled_before(writers: Writers, before: &Before, now: Instant) -> Instant {
+    match writers {
+        Writers::Nobody | Writers::Somebody => now,
+        Writers::Held => before.since().unwrap_or_default().min(now),
     }
 }
 

@@ -8,7 +8,7 @@ use claw_core::cutover::EXIT_NEEDS_MIGRATION;
 use claw_core::name::{ImageRef, InstanceName};
 use claw_core::observed::{ContainerState, Exit};
 
-use super::{FakeRuntime, refused};
+use super::{FakeRuntime, Told, refused};
 use crate::ports::{Clock as _, RuntimeError, Trial, TrialState, Trials as Port};
 
 /// What becomes of a trial.
@@ -105,8 +105,9 @@ impl FakeRuntime {
     fn run(&self, trial: &Trial) -> Result<(), RuntimeError> {
         let at = self.clock.now();
         let mut state = self.state.borrow_mut();
-        if !state.present.contains(trial.container.image.as_str()) {
-            return Err(refused("making a trial without its image"));
+        let image = &trial.container.image;
+        if !state.present.contains(image.as_str()) {
+            return Err(RuntimeError::Image { image: image.clone(), source: Box::new(Told) });
         }
         let trials = &mut state.trials;
         let outcome = match trials.outcome(trial) {
