@@ -285,18 +285,18 @@ fn act(
     }
     let refuse = |reason, problem: &str| {
         let subject = format!("instances/{}", instance.name);
-        let text = format!("{subject} is {problem}; start it instead");
+        let text = format!("{subject} is {problem} instead");
         Err(Refusal::precondition(reason, subject, text))
     };
     Ok(match action {
         Action::Resume if run == fleet::RunState::Stopped => {
-            return refuse(Precondition::InstanceNotPaused, "stopped and not paused");
+            return refuse(Precondition::InstanceNotPaused, "stopped, not paused; start it");
         }
         Action::Restart if run == fleet::RunState::Stopped => {
-            return refuse(Precondition::InstanceStopped, "stopped");
+            return refuse(Precondition::InstanceStopped, "stopped; start it");
         }
         Action::Restart if run == fleet::RunState::Paused => {
-            return refuse(Precondition::InstanceStopped, "paused");
+            return refuse(Precondition::InstanceStopped, "paused; resume it");
         }
         Action::Start => Some("wanted up"),
         Action::Resume => Some("resumed"),

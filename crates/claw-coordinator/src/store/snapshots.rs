@@ -220,7 +220,7 @@ pub fn find(
 /// One page, newest first, and the token of the next.
 ///
 /// # Errors
-/// [`Refusal::Invalid`] for a token that is none of this list's, [`Refusal::Internal`].
+/// [`Refusal::Internal`]
 pub fn list(
     connection: &Connection,
     uid: &str,

@@ -86,6 +86,7 @@ async fn pause_and_resume_are_desired_state() {
     let restart = fleet::RestartInstanceRequest { name: name(), ..Default::default() };
     let refused = operator.instances.restart_instance(restart).await.unwrap_err();
     assert_eq!(reason(&refused), "INSTANCE_STOPPED");
+    assert_eq!(refused.message(), "instances/demo is paused; resume it instead");
     let resume = || fleet::ResumeInstanceRequest { name: name(), ..Default::default() };
     operator.instances.resume_instance(resume()).await.unwrap();
     let (_generation, wanted) = assignment(&mut agent).await;

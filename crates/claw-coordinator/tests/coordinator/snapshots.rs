@@ -493,3 +493,21 @@ async fn another_hosts_snapshots_are_not_believed() {
     assert!(!shown.repository.unwrap().escrowed);
     drop(agent);
 }
+
+#[tokio::test]
+async fn a_host_that_is_gone_takes_nothing_with_it() {
+    let (_fleet, mut agent, mut operator, instance) = demo().await;
+    agent.send(escrow("demo")).await;
+    acknowledged(&mut agent).await;
+    agent.send(status("demo", vec![listed("nightly", 1, 2, IMAGE)])).await;
+    in_state(&operator, "nightly", fleet::SnapshotState::Ready).await;
+    operator.delete_instance("demo").await.unwrap();
+    let forget = fleet::DeleteHostRequest { name: "hosts/a".to_owned(), ..Default::default() };
+    operator.hosts.delete_host(forget).await.unwrap();
+    assert_eq!(operator.instance("demo").await.unwrap_err().code(), Code::NotFound);
+    let kept = operator.list_snapshots("demo").await.unwrap();
+    assert_eq!(kept.snapshots[0].name, "instances/demo/snapshots/nightly");
+    let repository = kept.repository.unwrap();
+    assert_eq!((repository.host.as_str(), repository.instance_uid), ("hosts/a", instance.uid));
+    assert_eq!(recovery_password(&operator, "").await.unwrap(), RECOVERY);
+}
