@@ -35,7 +35,7 @@ use crate::logging::chain;
 use crate::machine::Machine;
 use crate::ports::Clock as _;
 use crate::roster::Member;
-use due::{Due, Next, Room, Work, agenda};
+use due::{Due, Kind, Next, Room, Work, agenda};
 use job::{Done, JobError, Keys, Order};
 use ledger::{Ended, Ledger, Told};
 use record::BackupRecord;
@@ -200,21 +200,42 @@ impl<M: Machine> Backups<M> {
         let now = self.agent.machine.clock().now();
         let Some(order) = self.order(name, work, now) else { return };
         let outcome = match self.begin(&order).await {
-            Ok(()) => {
-                let agent = Rc::clone(&self.agent);
-                let mut job = Box::pin(job::run(&agent, &order));
-                loop {
-                    select! {
-                        biased;
-                        outcome = &mut job => break outcome,
-                        Some(request) = self.requests.recv() => self.accept(request),
+            Ok(()) => self.work_on(&order).await,
+            Err(error) => Some(Err(error)),
+        };
+        self.disk_seen = None;
+        if let Some(outcome) = outcome {
+            self.conclude(name, &order, outcome);
+        }
+    }
+
+    /// None: it was broken off for something that an instance waits for; it is done again later.
+    async fn work_on(&mut self, order: &Order) -> Option<Result<Done, JobError>> {
+        let agent = Rc::clone(&self.agent);
+        let mut roster = agent.roster.subscribe();
+        let mut job = Box::pin(job::run(&agent, order));
+        loop {
+            select! {
+                biased;
+                outcome = &mut job => return Some(outcome),
+                Some(request) = self.requests.recv() => self.accept(request),
+                Ok(()) = roster.changed(), if order.work.may_wait() => {
+                    self.take_stock();
+                    if self.is_waited_for() {
+                        tracing::info!(instance = order.instance().as_str(), work = %order.work, "broken off");
+                        return None;
                     }
                 }
             }
-            Err(error) => Err(error),
-        };
-        self.disk_seen = None;
-        self.conclude(name, &order, outcome);
+        }
+    }
+
+    /// Whether a snapshot is due for which an instance's loop waits.
+    fn is_waited_for(&self) -> bool {
+        let now = self.agent.machine.clock().now();
+        let agendas = self.agendas(now);
+        let mut due = agendas.iter().flat_map(|(_, dues)| dues).filter(|due| due.at <= now);
+        due.any(|due| due.work.kind() == Kind::AtRest)
     }
 
     fn order(&self, name: &InstanceName, work: Work, now: Timestamp) -> Option<Order> {

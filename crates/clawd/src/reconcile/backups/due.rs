@@ -100,6 +100,14 @@ impl Work {
         }
     }
 
+    /// Whether it may be broken off and done again later: it changes nothing that lasts.
+    pub(super) const fn may_wait(&self) -> bool {
+        matches!(
+            self,
+            Self::Structure | Self::Data(_) | Self::Asked(Ask::Structure | Ask::Data) | Self::Drill
+        )
+    }
+
     /// What an operation of this kind is called in reports; none: it is too short to be told.
     pub(super) const fn operation(&self) -> Option<&'static str> {
         match self {
@@ -286,7 +294,8 @@ impl Agenda<'_> {
         if let Some(ask) = record.asks.first() {
             self.add(Timestamp::default(), Work::Asked(ask.clone()));
         }
-        if let Some(schedule) = schedule(self.subject, now) {
+        // What is waited for at rest does for the schedule as well.
+        if let (Some(schedule), None) = (schedule(self.subject, now), self.subject.awaits) {
             self.add(schedule.due, Work::Scheduled);
         }
     }

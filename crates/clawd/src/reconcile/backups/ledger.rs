@@ -163,9 +163,7 @@ impl Ledger {
 
     /// How everything stands.
     pub(super) fn report(&self, subject: &Subject<'_>, now: Timestamp) -> BackupReport {
-        // An agent that has just started knows nothing, and claims nothing.
-        let looked = subject.list.is_some() || self.attempts.failures(Kind::Look) > 0;
-        let schedule = schedule(subject, now).filter(|_| looked);
+        let schedule = schedule(subject, now).filter(|_| self.has_looked());
         let all = self.snapshots().unwrap_or_default();
         let surplus = all.len().saturating_sub(MAX_LISTED);
         BackupReport {
@@ -182,6 +180,9 @@ impl Ledger {
 
     /// Says once per episode that the next snapshot is overdue.
     pub(super) fn tell_overdue(&mut self, overdue: bool) -> Option<Told> {
+        if !self.has_looked() {
+            return None;
+        }
         let news = overdue && !self.record.overdue_told;
         self.record.overdue_told = overdue;
         let last = match self.record.taken_at {
@@ -192,6 +193,11 @@ impl Ledger {
         let message =
             if problem.is_empty() { last.to_owned() } else { format!("{last}: {problem}") };
         news.then_some(Told(EventKind::BackupOverdue, Severity::Error, message))
+    }
+
+    /// An agent that has just started knows nothing, and claims nothing.
+    fn has_looked(&self) -> bool {
+        self.list.is_some() || self.attempts.failures(Kind::Look) > 0
     }
 
     /// It was done, and is still due: whatever is wrong, it is not done again at once.
@@ -320,7 +326,8 @@ impl Ledger {
         }
         let problem = damage(found);
         let times = self.attempts.failed(kind, problem.clone(), ended.at, ended.random);
-        let news = times == 1 || !found.affected.is_subset(&known);
+        let nothing_affected = found.affected.is_empty() && times == 1;
+        let news = nothing_affected || !found.affected.is_subset(&known);
         news.then_some(Told(EventKind::SnapshotDamaged, Severity::Error, problem))
             .into_iter()
             .collect()

@@ -212,7 +212,7 @@ fn nothing_is_begun_below_the_watermark_and_the_figures_are_told() {
         agent.up("a");
         agent.until("told", || agent.count(EventKind::SnapshotFailed) == 1).await;
         let problem = agent.report("a").problem;
-        assert_eq!(problem, "no room: 1037 MiB needed, 1024 MiB free");
+        assert_eq!(problem, "no room: 1036 MiB needed, 1024 MiB free");
         assert!(!world.effects().contains(&"take-snapshot".to_owned()));
     });
 }
@@ -261,7 +261,8 @@ fn too_many_requests_are_refused() {
         let refused = agent.ask("a", BackupWork::Take(snapshot("n-8"))).await;
         let message = "8 requests of instance a wait already; try again later";
         assert_eq!(refused, Err(message.to_owned()));
-        let flood: Vec<_> = (0..20).map(|_| agent.send("a", BackupWork::Take(snapshot("y")))).collect();
+        let flood: Vec<_> =
+            (0..20).map(|_| agent.send("a", BackupWork::Take(snapshot("y")))).collect();
         let answers = futures_util::future::join_all(flood).await;
         let full = "too many requests about snapshots wait; try again in a moment";
         let refused = answers.iter().filter(|answer| **answer == Ok(Err(full.to_owned())));
@@ -313,7 +314,7 @@ fn a_request_that_fails_three_times_is_given_up() {
         let agent = world.start();
         agent.up("a");
         agent.until("the first", || agent.taken("a").len() == 1).await;
-        world.machine.mishaps().named("take-snapshot", 3, Mishap::FailsAfter);
+        world.machine.mishaps().named("take-snapshot", 3, Mishap::FailsBefore);
         let asked = agent.ask("a", BackupWork::Take(snapshot("wanted"))).await;
         assert_eq!(asked, Ok(()));
         agent.until("told", || agent.count(EventKind::SnapshotFailed) == 2).await;
@@ -370,12 +371,49 @@ fn verification_is_asked_for_and_comes_by_itself() {
 }
 
 #[test]
+fn what_can_wait_is_broken_off_for_a_pause() {
+    for call in ["verify-snapshots", "restore-snapshot", "start-trial"] {
+        run(async move {
+            let world = World::new();
+            world.pull().await;
+            let agent = world.start();
+            let policy = BackupPolicy { drill_every: Some(2 * DAY), ..BackupPolicy::default() };
+            agent.with_policy("a", policy);
+            agent.up("b");
+            world.machine.mishaps().named(call, 1, Mishap::HangsBefore);
+            let stuck = || world.effects().iter().any(|effect| effect == call);
+            let passes = Duration::from_secs(40 * 3600);
+            if call == "verify-snapshots" {
+                agent.until("two", || agent.taken("b").len() == 2).await;
+                assert_eq!(agent.ask("a", BackupWork::Verify(Extent::Data)).await, Ok(()));
+                agent.settle().await;
+            } else {
+                agent.until("stuck", stuck).await;
+            }
+            agent.down("b", Some(SnapshotCause::Pause));
+            agent.settle().await;
+            agent.settle().await;
+            let taken = agent.taken("b").into_iter().last().expect("some");
+            assert!(taken.as_str().starts_with("pause-"), "{call}: {taken}");
+            let verified = agent.report("a").verified_at;
+            agent.pass(passes).await;
+            assert!(agent.report("a").verified_at > verified, "{call}: it is done again");
+            agent.until("drilled", || agent.count(EventKind::DrillPassed) == 1).await;
+            assert_eq!(world.machine.files.data(&name("a"), DRILL_DATA), None);
+        });
+    }
+}
+
+#[test]
 fn a_drill_restores_boots_and_leaves_nothing() {
     run(async {
         let world = World::new();
         world.pull().await;
         let agent = world.start();
-        agent.with_policy("a", BackupPolicy { drill_every: Some(2 * DAY), ..BackupPolicy::default() });
+        agent.with_policy(
+            "a",
+            BackupPolicy { drill_every: Some(2 * DAY), ..BackupPolicy::default() },
+        );
         agent.until("passed", || agent.count(EventKind::DrillPassed) == 1).await;
         agent.settle().await;
         let trials = world.machine.runtime.trials_so_far();
@@ -401,7 +439,10 @@ fn a_drill_that_fails_is_told_and_leaves_nothing() {
         let ends = TrialOutcome::Ends(1, "cannot read my state".to_owned());
         world.machine.runtime.trial_outcome(&image(), ends);
         let agent = world.start();
-        agent.with_policy("a", BackupPolicy { drill_every: Some(2 * DAY), ..BackupPolicy::default() });
+        agent.with_policy(
+            "a",
+            BackupPolicy { drill_every: Some(2 * DAY), ..BackupPolicy::default() },
+        );
         agent.until("failed", || agent.count(EventKind::DrillFailed) == 1).await;
         agent.settle().await;
         let told = agent.event(EventKind::DrillFailed, Severity::Error);
@@ -422,7 +463,10 @@ fn a_drill_without_room_or_memory_says_why_it_is_left_out() {
         agent.with_memory("a", policy, 6144 * MIB);
         let left_out = || agent.report("a").problem.starts_with("no memory for a restore drill");
         agent.until("left out", left_out).await;
-        assert_eq!(agent.report("a").problem, "no memory for a restore drill: 6144 MiB needed, 4096 MiB free");
+        assert_eq!(
+            agent.report("a").problem,
+            "no memory for a restore drill: 6144 MiB needed, 4096 MiB free"
+        );
         assert!(!world.effects().contains(&"restore-snapshot".to_owned()));
         assert_eq!(agent.count(EventKind::DrillFailed), 0);
     });
@@ -436,22 +480,20 @@ fn wherever_the_agent_is_killed_in_a_drill_the_next_one_clears_up() {
                 let world = World::new();
                 world.pull().await;
                 let agent = world.start();
-                let policy =
-                    BackupPolicy { drill_every: Some(2 * DAY), ..BackupPolicy::default() };
+                let policy = BackupPolicy { drill_every: Some(2 * DAY), ..BackupPolicy::default() };
                 agent.with_policy("a", policy);
                 agent.until("the first", || agent.taken("a").len() == 1).await;
                 world.machine.mishaps().named(call, 1, mishap);
-                agent
-                    .until("stuck", || world.effects().iter().any(|effect| effect == call))
-                    .await;
+                agent.until("stuck", || world.effects().iter().any(|effect| effect == call)).await;
                 agent.kill().await;
                 world.machine.mishaps().clear();
                 let agent = world.start();
-                agent.with_policy("a", policy);
+                agent.up("a");
                 agent.settle().await;
                 agent.settle().await;
                 assert_eq!(world.machine.files.data(&name("a"), DRILL_DATA), None, "{call}");
                 assert!(world.trials().await.is_empty(), "{call}");
+                agent.with_policy("a", policy);
                 agent.until("passed", || agent.count(EventKind::DrillPassed) == 1).await;
             });
         }

@@ -244,7 +244,7 @@ fn what_waits_for_a_snapshot_comes_before_all_others() {
             scene.room = Room::Wanted;
         },
         "look; make room; pause snapshot at rest; update snapshot of replaced data; \
-         asked: verification of all data; scheduled snapshot; verify structure",
+         asked: verification of all data; verify structure",
     );
 }
 
