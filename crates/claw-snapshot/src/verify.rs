@@ -2,12 +2,14 @@
 //!
 //! Structure is always looked at: every index, snapshot and key file is held against the hash that
 //! is its name, every pack must be there in its size, every tree must be readable, every blob of
-//! every file must be known. Data is read as far as asked: whole packs against their hashes, in
-//! rotation, so that after so many runs everything was read.
+//! every file must be known. Data is read as far as asked: whole packs against their hashes, and
+//! every blob in them decrypted, unpacked and held against its own, in rotation, so that after so
+//! many runs everything was read.
 //!
 //! A finding is a result, not an error: the run goes on and names everything that is affected.
 
 mod hits;
+mod packs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -23,6 +25,7 @@ use crate::repository::{Engine, Repository};
 use crate::restore::PackSizes;
 use crate::storage::{FileKind, StorageError};
 use crate::tree::Blobs;
+use packs::Packs;
 
 /// How much data is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,6 +58,8 @@ pub struct Verified {
     pub read_packs: u64,
     /// Their bytes.
     pub read_bytes: u64,
+    /// Blobs in them that were decrypted and are what their names say.
+    pub read_blobs: u64,
     /// What is broken.
     pub damage: Vec<Damage>,
     /// What is lost by it, per snapshot that lost something.
@@ -83,6 +88,13 @@ pub enum Damage {
         expected: u32,
         /// In the storage.
         found: u32,
+    },
+    /// A pack is what its name says, and a blob in it is not: it was broken before it was written.
+    Blob {
+        /// The blob.
+        id: FileId,
+        /// The pack.
+        pack: FileId,
     },
     /// A blob that a snapshot needs is in no index.
     BlobMissing(FileId),
@@ -159,18 +171,21 @@ impl Repository {
         for id in &lost {
             verified.affected.insert(SnapshotId::new(*id), Affected::default());
         }
-        let bad_packs = self.verify_packs(extent, &mut verified)?;
         let all_hidden: BTreeSet<_> = hidden.into_values().flatten().collect();
         let open = || {
             let backend = Backend::hiding(Arc::clone(&self.storage), all_hidden.clone());
             self.engine_with(backend)
         };
-        let bad_blobs = index_damage(&open()?, bad_packs, &self.pack_sizes()?, &mut verified)?;
+        let stored: BTreeMap<_, _> = self.storage.list(FileKind::Pack)?.into_iter().collect();
+        verified.packs = u64::try_from(stored.len()).unwrap_or(u64::MAX);
+        let mut packs = Packs::new(self.storage.as_ref(), &self.master, extent);
+        let bad_blobs = index_damage(&open()?, &mut packs, &stored, &mut verified)?;
+        stored.keys().for_each(|id| packs.other(*id, &mut verified));
         let snapshots = snapshots(&open()?, &mut verified)?;
         verified.snapshots += u64::try_from(snapshots.len()).unwrap_or(u64::MAX);
         let blobs = Blobs::new(open()?)?;
-        let packs = PackSizes::read(self.storage.as_ref())?;
-        hits::Hits::new(&blobs, &packs, &bad_blobs).find(&snapshots, &mut verified);
+        let sizes = PackSizes::read(self.storage.as_ref())?;
+        hits::Hits::new(&blobs, &sizes, &bad_blobs).find(&snapshots, &mut verified);
         verified.damage.sort();
         verified.damage.dedup();
         Ok(verified)
@@ -184,7 +199,7 @@ impl Repository {
         let mut damaged: BTreeMap<FileKind, BTreeSet<FileId>> = BTreeMap::new();
         for kind in [FileKind::Key, FileKind::Index, FileKind::Snapshot] {
             for (id, _) in self.storage.list(kind)? {
-                if self.verify_file(kind, id, verified).is_none() {
+                if !self.verify_file(kind, id, verified) {
                     damaged.entry(kind).or_default().insert(id);
                 }
             }
@@ -192,49 +207,23 @@ impl Repository {
         Ok(damaged)
     }
 
-    /// Reads as many packs as asked; gives those that are damaged.
-    fn verify_packs(
-        &self,
-        extent: Extent,
-        verified: &mut Verified,
-    ) -> Result<BTreeSet<FileId>, VerifyError> {
-        let mut damaged = BTreeSet::new();
-        for (id, _) in self.storage.list(FileKind::Pack)? {
-            verified.packs += 1;
-            if !extent.has(id) {
-                continue;
-            }
-            verified.read_packs += 1;
-            match self.verify_file(FileKind::Pack, id, verified) {
-                Some(size) => verified.read_bytes += size,
-                None => {
-                    damaged.insert(id);
-                }
-            }
-        }
-        Ok(damaged)
-    }
-
-    /// The file's size, when its content is what its name says.
-    fn verify_file(&self, kind: FileKind, id: FileId, verified: &mut Verified) -> Option<u64> {
+    /// Whether the file's content is what its name says.
+    fn verify_file(&self, kind: FileKind, id: FileId, verified: &mut Verified) -> bool {
         let unreadable = match self.storage.read(kind, id) {
-            Ok(content) if FileId::of(&content) == id => return u64::try_from(content.len()).ok(),
+            Ok(content) if FileId::of(&content) == id => return true,
             Ok(_) => None,
             Err(fault) => Some(fault.source.to_string()),
         };
         verified.damage.push(Damage::Corrupt { kind, id, unreadable });
-        None
-    }
-
-    fn pack_sizes(&self) -> Result<BTreeMap<FileId, u32>, StorageError> {
-        Ok(self.storage.list(FileKind::Pack)?.into_iter().collect())
+        false
     }
 }
 
-/// Holds every index against the packs; gives the blobs that lie in no good pack.
+/// Holds every index against the packs, and reads these as far as asked; gives the blobs that are
+/// bad or lie in no good pack.
 fn index_damage(
     engine: &Engine,
-    bad_packs: BTreeSet<FileId>,
+    packs: &mut Packs<'_>,
     stored: &BTreeMap<FileId, u32>,
     verified: &mut Verified,
 ) -> Result<BTreeSet<FileId>, RepositoryError> {
@@ -254,9 +243,8 @@ fn index_damage(
             let expected = pack.pack_size();
             match stored.get(&id) {
                 Some(found) if *found == expected => {
-                    if !bad_packs.contains(&id) {
-                        continue;
-                    }
+                    bad_blobs.extend(packs.indexed(pack, verified));
+                    continue;
                 }
                 Some(found) => {
                     verified.damage.push(Damage::PackSize { id, expected, found: *found });

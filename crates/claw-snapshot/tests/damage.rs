@@ -8,8 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use claw_snapshot::{
-    Damage, Extent, FileKind, Repository, RestoreError, Rotation, SnapshotId, Source, Subtree,
-    Verified, Watcher,
+    Damage, Extent, FileId, FileKind, Repository, RestoreError, Rotation, SnapshotId, Source,
+    Subtree, Verified, Watcher,
 };
 use support::{Fixture, LATER, noise, request};
 
@@ -73,6 +73,34 @@ fn restores(fixture: &Fixture, repository: &Repository, id: SnapshotId) {
     let into = fixture.path("restored");
     repository.restore(id, &Subtree::data(), &into, &Watcher::none()).unwrap();
     fs::remove_dir_all(into).unwrap();
+}
+
+/// What a host with bad memory writes: a pack whose hash is right and whose content is not.
+#[test]
+fn a_blob_that_was_broken_before_it_was_written_is_found() {
+    let fixture = Fixture::with_repository();
+    let (repository, first, second, packs) = two(&fixture);
+    let sound = repository.verify(Extent::Everything).unwrap();
+    assert!(sound.is_sound() && sound.read_blobs > 4, "{sound:?}");
+    drop(repository);
+    let pack = data_pack(&packs);
+    flip(pack);
+    let content = fs::read(pack).unwrap();
+    fs::remove_file(pack).unwrap();
+    let id = FileId::of(&content);
+    fixture.storage().write(FileKind::Pack, id, &[content.into()]).unwrap();
+    let repository = fixture.open();
+    repository.rebuild_index().unwrap();
+    assert!(repository.verify(Extent::Structure).unwrap().is_sound());
+    let verified = repository.verify(Extent::Everything).unwrap();
+    let [Damage::Blob { pack, .. }] = verified.damage.as_slice() else { panic!("{verified:?}") };
+    assert_eq!(*pack, id);
+    assert_eq!(verified.read_blobs, sound.read_blobs - 1);
+    assert_eq!(paths(&verified, second), ["/data/directory/new"]);
+    assert!(!verified.affected.contains_key(&first));
+    restores(&fixture, &repository, first);
+    let refused = refuses(&fixture, &repository, second);
+    assert!(matches!(refused, RestoreError::Damaged { .. }), "{refused:?}");
 }
 
 #[test]
