@@ -45,7 +45,8 @@ pub enum Command {
     FirewallRevert,
     /// Answer the names of every instance on its bridge; run by clawd-dns.service.
     Dns,
-    /// Do one job on an instance's snapshots, read from standard input; run for clawd-snapshot.socket.
+    /// Do one job on an instance's snapshots, read from standard input; run for clawd-snapshots.socket.
+    #[command(hide = true)]
     SnapWorker,
 }
 

@@ -3,7 +3,7 @@
 //! What it is for: the engine of snapshots reads data of tenants, takes memory, and may panic. So it never
 //! runs in the agent. Each job has a process of its own, with a memory limit and little CPU and I/O; losing
 //! it loses that job and nothing else. The process is started by the service manager for a connection to
-//! `clawd-snapshot.socket`, or by the agent itself, and speaks [`protocol`] on its standard input and output.
+//! `clawd-snapshots.socket`, or by the agent itself, and speaks [`protocol`] on its standard input and output.
 //!
 //! What it deliberately does not do: decide what is taken, kept or restored; hold instances (it asks the
 //! agent to); use the network. It ends with the agent: when its standard input closes, it does.
@@ -113,7 +113,7 @@ fn tell_panics() {
 fn own_unit() -> Option<String> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let unit = groups.lines().filter_map(|line| line.rsplit('/').next());
-    unit.map(str::to_owned).find(|unit| unit.starts_with("clawd-snapshot@"))
+    unit.map(str::to_owned).find(|unit| unit.starts_with("clawd-snapshots@"))
 }
 
 /// The most memory that this process had (`VmHWM` of proc(5)); 0 when nobody says.

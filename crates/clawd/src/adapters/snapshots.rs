@@ -39,7 +39,7 @@ use claw_core::spec::Secret;
 use claw_core::stamp::{Digest, Generation};
 use claw_core::time::Timestamp;
 use serde_json::json;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
 use crate::ports::{
     JobProgress, Quiesce, RepositoryKeys, RuntimeError, SnapshotList, SnapshotOrder, Snapshots,
@@ -53,9 +53,6 @@ use talk::Conversation;
 
 pub use keys::KeysError;
 
-/// Where the service manager waits for connections and starts a process for each
-/// (`clawd-snapshot.socket`).
-pub const SOCKET: &str = "/run/clawd/snapshot.sock";
 /// What a process may have at most. It takes 50 MiB with 20 000 files (measured, see the tests).
 pub const MEMORY_BYTES: u64 = 96 << 20;
 /// Thousandths of a file system that jobs leave free.
@@ -64,6 +61,8 @@ pub const RESERVE_PERMILLE: u64 = 50;
 pub const RESERVE_BYTES: u64 = 512 << 20;
 /// A job that has done nothing for so long is ended.
 pub const SILENCE: Duration = Duration::from_secs(600);
+/// Long jobs that are done at once; others wait. They share one disk.
+const AT_ONCE: usize = 2;
 /// For how long an instance is held at most. It takes 0.1 to 0.4 s (measured: 100 to 800 MB).
 pub const LONGEST_HOLD: Duration = Duration::from_secs(10);
 
@@ -136,6 +135,7 @@ pub struct SnapshotWorker {
     settings: SnapshotSettings,
     /// Held by the job that an instance has.
     busy: RefCell<BTreeMap<InstanceName, Rc<Mutex<()>>>>,
+    places: Semaphore,
     cost: Cell<JobCost>,
 }
 
@@ -146,6 +146,7 @@ impl SnapshotWorker {
         Self {
             settings,
             busy: RefCell::new(BTreeMap::new()),
+            places: Semaphore::const_new(AT_ONCE),
             cost: Cell::new(JobCost { peak_bytes: 0, held: Duration::ZERO, copied_files: 0 }),
         }
     }
@@ -198,6 +199,11 @@ impl SnapshotWorker {
         let missing = match task {
             Task::Take(_) => Missing::Make,
             _ => Missing::None,
+        };
+        // It is never closed.
+        let _place = match task {
+            Task::List => None,
+            _ => self.places.acquire().await.ok(),
         };
         let Some(keys) = self.keys(instance, missing).await? else { return Ok(None) };
         let job = self.job(instance, &keys, task);

@@ -86,6 +86,12 @@ impl FakeSnapshots {
         self.state.borrow().repositories.get(instance)?.get(name).cloned()
     }
 
+    fn keep(&self, order: &SnapshotOrder, kept: Kept) {
+        let mut state = self.state.borrow_mut();
+        let repository = state.repositories.entry(order.instance.clone()).or_default();
+        repository.insert(order.name.clone(), kept);
+    }
+
     fn has_room(&self, doing: &'static str) -> Result<(), SnapshotsError> {
         match &self.state.borrow().full {
             Some(problem) => Err(SnapshotsError::Full { doing, problem: problem.clone() }),
@@ -149,10 +155,7 @@ impl Snapshots for FakeSnapshots {
         progress(JobProgress { done_bytes: info.bytes, total_bytes: info.bytes });
         let kept =
             Kept { info: info.clone(), data, assignment: order.assignment.clone(), damaged: false };
-        let mut state = self.state.borrow_mut();
-        let repository = state.repositories.entry(order.instance.clone()).or_default();
-        repository.insert(order.name.clone(), kept);
-        drop(state);
+        self.keep(order, kept);
         if call.may_end().await { Ok(info) } else { Err(failed(TAKING)) }
     }
 

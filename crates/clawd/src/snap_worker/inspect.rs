@@ -108,6 +108,9 @@ fn describe(damage: &Damage) -> String {
         Damage::PackSize { id, expected, found } => {
             format!("{} has {found} bytes instead of {expected}", file(FileKind::Pack, *id))
         }
+        Damage::Blob { id, pack } => {
+            format!("part {id} of a file in {} is not what was written", file(FileKind::Pack, *pack))
+        }
         Damage::BlobMissing(id) => format!("part {id} of a file is missing"),
         Damage::Tree { id, reason } => format!("directory {id} cannot be used: {reason}"),
     }

@@ -53,7 +53,7 @@ impl Launched {
                     Err(_late) => "it closed its socket and went on".to_owned(),
                 }
             }
-            Self::Unit(None) => "it never began; see the journal of clawd-snapshot@".to_owned(),
+            Self::Unit(None) => "it never began; see the journal of clawd-snapshots@".to_owned(),
             Self::Unit(Some(unit)) => result_of(&unit).await,
         };
         let last_words = last_words.trim();

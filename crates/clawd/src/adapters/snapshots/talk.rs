@@ -70,7 +70,7 @@ impl Conversation<'_> {
         let started = launch(&self.settings.launcher).await;
         let (stream, launched) = started.map_err(|error| {
             failed(format!(
-                "it could not be started: {error}; hint: systemctl start clawd-snapshot.socket"
+                "it could not be started: {error}; hint: systemctl start clawd-snapshots.socket"
             ))
         })?;
         let (lines, out) = UnixStream::into_split(stream);
