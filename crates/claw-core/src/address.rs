@@ -142,7 +142,10 @@ mod tests {
         let last = AddressPool::STANDARD.network(Slot(253));
         assert_eq!(last.subnet(), "10.201.254.0/24");
         let trial = AddressPool::STANDARD.trial();
-        assert_eq!((trial.subnet().as_str(), trial.bridge().as_str()), ("10.201.255.0/24", "claw-i254"));
+        assert_eq!(
+            (trial.subnet().as_str(), trial.bridge().as_str()),
+            ("10.201.255.0/24", "claw-i254")
+        );
         let first = AddressPool::STANDARD.network(Slot(0));
         assert_eq!(
             (first.subnet(), first.gateway().to_string(), first.container().to_string()),

@@ -167,6 +167,9 @@ pub enum Course {
     Probe(Version),
     /// Stop the new one, for this reason, then go back.
     Revert,
+    /// There is nothing that could run: the data that it should begin with cannot be had. Nothing is started
+    /// on an empty directory in its place.
+    Hold,
 }
 
 /// What is to be done now for an instance whose wanted state is `wanted`.
@@ -189,13 +192,15 @@ fn begin(spec: &InstanceSpec, record: &Record, here: DataGeneration, now: Timest
         return Course::Plain(Version::Wanted(here));
     }
     if is_refused(spec, record) {
-        return Course::Plain(Version::Confirmed(here));
+        let held = record.active.as_ref().map(|_| Course::Plain(Version::Confirmed(here)));
+        return held.unwrap_or(Course::Hold);
     }
     if restore.is_none() && spec.run != RunState::Running {
         // Nothing runs that could tell whether the new image is any good.
         return Course::Plain(Version::Wanted(here));
     }
-    let last = record.replaced.map_or(here, |replaced| replaced.data.max(here));
+    let others = record.replaced.iter().map(|replaced| replaced.data);
+    let last = others.chain(record.doomed.iter().copied()).fold(here, DataGeneration::max);
     Course::Begin(Cutover {
         image: spec.image.clone(),
         restore,
@@ -285,16 +290,23 @@ impl Record {
         let Some(cutover) = self.cutover.take() else { return };
         let new = Deployment { image: cutover.image, data: cutover.data };
         let old = self.active.replace(new);
-        self.replaced = old
-            .map(|old| Replaced { data: old.data, since: cutover.begun, until: now.after(keep) });
+        // Only one is kept: an older one goes when the next change is confirmed.
+        self.doomed.extend(self.replaced.map(|replaced| replaced.data));
+        self.replaced = old.map(|old| Replaced {
+            data: old.data,
+            since: cutover.begun,
+            until: now.after(keep),
+        });
         self.restored = cutover.restore.map_or(self.restored, |order| order.number);
         self.refused = None;
         self.reverts = 0;
     }
 
-    /// The change under way has been undone, or was given up before it touched anything.
+    /// The change under way has been undone, or was given up before it touched anything: what was made for
+    /// it is to be deleted.
     pub fn end_cutover(&mut self, now: Timestamp) {
         let Some(cutover) = self.cutover.take() else { return };
+        self.doomed.insert(cutover.data);
         let Stage::Reverting { problem, verdict: Verdict::Failed } = cutover.stage else { return };
         let (restore, rebuilds) = cutover.asked;
         let image = cutover.image;

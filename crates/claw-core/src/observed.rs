@@ -1,8 +1,10 @@
 //! What an instance is, as its host sees it. Values only; the agent's ports fill them in.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::cutover::{Cutover, Deployment, RefusedTarget, Replaced};
+use crate::data::DataGeneration;
 use crate::restart::RestartHistory;
 use crate::stamp::{Digest, Generation};
 use crate::time::Timestamp;
@@ -146,4 +148,6 @@ pub struct Record {
     pub reverts: u32,
     /// Data that was in use before the last confirmed change.
     pub replaced: Option<Replaced>,
+    /// Data that nobody needs any more and that is to be deleted: what was made for changes that failed.
+    pub doomed: BTreeSet<DataGeneration>,
 }

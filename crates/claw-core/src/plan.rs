@@ -22,7 +22,9 @@ use crate::time::Timestamp;
 
 use std::collections::BTreeMap;
 
-pub use container::{ContainerPlan, container_digest, container_name, network_name};
+pub use container::{
+    ContainerPlan, container_digest, container_name, container_plan, network_name,
+};
 pub use step::{Step, StopReason};
 
 /// Everything an instance needs, rendered.
@@ -252,7 +254,7 @@ struct Wanted<'a> {
 
 impl Wanted<'_> {
     fn container_plan(&self) -> ContainerPlan {
-        ContainerPlan::of(self.desired, self.spec)
+        container_plan(self.desired, self.spec)
     }
 
     fn digest(&self) -> Digest {
@@ -284,11 +286,9 @@ impl Wanted<'_> {
             RestSnapshot::GivenUp => {
                 Plan { message: "paused without a snapshot: it failed".to_owned(), ..plan }
             }
-            RestSnapshot::Missing => Plan::waiting(
-                Phase::Applying,
-                Wait::Snapshot,
-                "taking the snapshot of the pause",
-            ),
+            RestSnapshot::Missing => {
+                Plan::waiting(Phase::Applying, Wait::Snapshot, "taking the snapshot of the pause")
+            }
         }
     }
 
@@ -486,6 +486,7 @@ impl Wanted<'_> {
         let secrets = self.delivery.secrets_digest();
         if !observed.data_present || observed.files != Some(self.delivery.files_digest()) {
             steps.push(Step::DeliverFiles {
+                data: self.desired.data,
                 files: self.delivery.files.clone(),
                 digest: self.delivery.files_digest(),
             });

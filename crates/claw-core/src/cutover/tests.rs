@@ -116,6 +116,16 @@ fn a_restore_without_any_data_brings_the_first() {
 }
 
 #[test]
+fn without_its_data_nothing_is_started_in_its_place() {
+    let wish = restore("openclaw:1", 1);
+    let Course::Begin(cutover) = decide(&wish, &Record::default()) else { panic!("begins") };
+    let mut record = Record::default();
+    record.cutover = Some(cutover.failed("no such snapshot".to_owned(), Verdict::Failed));
+    record.end_cutover(NOW);
+    assert_eq!(decide(&wish, &record), Course::Hold);
+}
+
+#[test]
 fn what_failed_is_not_tried_again_until_something_changes() {
     let mut record = confirmed("openclaw:1", 1);
     let new = spec("openclaw:2");
@@ -171,8 +181,9 @@ fn what_is_held_back_runs_when_it_is_wanted_to() {
 fn step(record: &mut Record, spec: &InstanceSpec, works: bool) -> Option<Version> {
     match course(&wanted(spec.clone()), record, NOW) {
         Course::Plain(version) => return Some(version),
+        Course::Hold => {}
         Course::Begin(cutover) => record.cutover = Some(cutover),
-        Course::Abandon => record.cutover = None,
+        Course::Abandon => record.end_cutover(NOW),
         Course::Prepare(_) if works => {
             record.cutover = record.cutover.take().map(|c| c.prepared(Migration::Unknown));
         }

@@ -62,24 +62,24 @@ pub struct ContainerPlan {
     pub stop_grace: Duration,
 }
 
-impl ContainerPlan {
-    pub(super) fn of(desired: &DesiredInstance, spec: &InstanceSpec) -> Self {
-        Self {
-            instance: desired.name.clone(),
-            generation: desired.generation,
-            digest: container_digest(desired, spec),
-            name: container_name(&desired.name),
-            hostname: desired.name.to_string(),
-            image: spec.image.clone(),
-            env: environment(spec),
-            resources: spec.resources,
-            network: network_name(&desired.name),
-            address: desired.network.container(),
-            dns: desired.network.gateway(),
-            data: desired.data,
-            state_dir: STATE_DIR,
-            stop_grace: spec.stop_grace,
-        }
+/// The container of an instance.
+#[must_use]
+pub fn container_plan(desired: &DesiredInstance, spec: &InstanceSpec) -> ContainerPlan {
+    ContainerPlan {
+        instance: desired.name.clone(),
+        generation: desired.generation,
+        digest: container_digest(desired, spec),
+        name: container_name(&desired.name),
+        hostname: desired.name.to_string(),
+        image: spec.image.clone(),
+        env: environment(spec),
+        resources: spec.resources,
+        network: network_name(&desired.name),
+        address: desired.network.container(),
+        dns: desired.network.gateway(),
+        data: desired.data,
+        state_dir: STATE_DIR,
+        stop_grace: spec.stop_grace,
     }
 }
 

@@ -73,6 +73,8 @@ pub enum Step {
     },
     /// Make the data directory if needed and put the files there, owned by uid 1000.
     DeliverFiles {
+        /// Which of the data directories.
+        data: DataGeneration,
         /// Path → content.
         files: BTreeMap<StatePath, String>,
         /// Their digest, journaled once they are in place.
