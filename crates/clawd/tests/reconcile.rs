@@ -9,7 +9,7 @@ use claw_core::name::ImageRef;
 use claw_core::report::Phase;
 use claw_core::spec::RunState;
 use clawd::fakes::Mishap;
-use support::{IMAGE, OTHER_IMAGE, World, name, offer, run, spec, state};
+use support::{IMAGE, OTHER_IMAGE, Running, World, name, offer, run, spec, state};
 
 /// The effects of a deploy on an empty host.
 const DEPLOY: [&str; 7] =
@@ -89,10 +89,10 @@ fn wherever_the_agent_is_killed_the_next_one_converges_with_one_container() {
     }
 }
 
-/// Effects of replacing a container, and of a removal.
+/// Effects of an update with its rehearsal, and of a removal.
 #[test]
-fn a_replacement_and_a_removal_survive_a_kill_at_every_step() {
-    for k in 0..9 {
+fn an_update_and_a_removal_survive_a_kill_at_every_step() {
+    for k in 0..16 {
         run(async move {
             let world = World::new();
             let first = world.start();
@@ -100,20 +100,21 @@ fn a_replacement_and_a_removal_survive_a_kill_at_every_step() {
             first.until_phase("a", Phase::Running).await;
             let mut changed = spec();
             changed.image = ImageRef::parse(OTHER_IMAGE).unwrap();
+            let updated = |agent: &Running| {
+                let active = agent.report(&name("a")).and_then(|report| report.active);
+                active.is_some_and(|active| active.image.as_str() == OTHER_IMAGE)
+            };
             let before = world.mishaps().effects().len();
             world.mishaps().nth_effect(k, Mishap::HangsAfter);
             first.persist(2, &state(&[("a", changed)])).await;
-            let done = || {
-                first
-                    .report(&name("a"))
-                    .is_some_and(|r| r.generation.0 == 2 && r.phase == Phase::Running)
-            };
-            first.until("stuck or done", || world.mishaps().reached() || done()).await;
+            first.until("stuck or done", || world.mishaps().reached() || updated(&first)).await;
             first.kill().await;
             world.mishaps().clear();
             let second = world.start();
+            second.until("updated", || updated(&second)).await;
             second.until_phase("a", Phase::Running).await;
             assert_eq!(world.machine.runtime.made(), 2, "step {k}");
+            assert!(second.report(&name("a")).unwrap().refused.is_none(), "step {k}");
             assert_eq!(second.report(&name("a")).unwrap().restart_count, 0, "no crash at step {k}");
             assert!(world.mishaps().effects().len() > before);
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use claw_core::backup::BackupPolicy;
 use claw_core::event::{Event, EventKind};
 use claw_core::host::HostState;
 use claw_core::name::{EnvName, ImageRef, InstanceName};
@@ -62,7 +63,8 @@ pub(crate) fn spec() -> InstanceSpec {
         network: claw_core::firewall::NetworkPolicy::default(),
         health: HealthPolicy::default(),
         stop_grace: Duration::from_secs(30),
-        backup: claw_core::backup::BackupPolicy::default(),
+        // Those that are about snapshots say so.
+        backup: BackupPolicy { every: None, drill_every: None, ..BackupPolicy::default() },
         update: claw_core::spec::UpdatePolicy::default(),
         restore: None,
     }
