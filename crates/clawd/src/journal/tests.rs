@@ -1,5 +1,9 @@
+use claw_core::cutover::{Cutover, Deployment, Migration, RefusedTarget, Replaced, Stage, Verdict};
+use claw_core::data::DataGeneration;
 use claw_core::event::{EventKind, Severity};
+use claw_core::name::{ImageRef, SnapshotName};
 use claw_core::restart::RestartHistory;
+use claw_core::spec::RestoreOrder;
 use tokio::task::LocalSet;
 
 use super::*;
@@ -16,6 +20,26 @@ fn stamp(generation: u64, bytes: &[u8]) -> Stamp {
     Stamp { epoch: Epoch(2), generation: Generation(generation), digest: Digest::of(bytes) }
 }
 
+fn image(text: &str) -> ImageRef {
+    ImageRef::parse(text).unwrap()
+}
+
+fn data(number: u32) -> DataGeneration {
+    DataGeneration::new(number).unwrap()
+}
+
+fn cutover(stage: Stage) -> Cutover {
+    let snapshot = SnapshotName::parse("monday").unwrap();
+    Cutover {
+        image: image("openclaw:2"),
+        restore: Some(RestoreOrder { number: 7, snapshot }),
+        data: data(5),
+        asked: (7, 1),
+        begun: at(3),
+        stage,
+    }
+}
+
 /// Everything that can be remembered.
 fn remembered() -> Remembered {
     let digest = Digest::of(b"x");
@@ -26,6 +50,19 @@ fn remembered() -> Remembered {
             history: RestartHistory::restore(Some(digest), vec![at(1), at(2)]),
             pull_not_before: None,
             retry_not_before: None,
+            active: Some(Deployment { image: image("openclaw:1"), data: data(4) }),
+            cutover: Some(cutover(Stage::Preparing)),
+            restored: 6,
+            refused: Some(RefusedTarget {
+                image: image("openclaw:3"),
+                restore: 1,
+                rebuilds: 2,
+                problem: "it crashed".to_owned(),
+                at: at(8),
+            }),
+            reverts: 2,
+            replaced: Some(Replaced { data: data(3), since: at(1), until: at(2) }),
+            doomed: [data(1), data(2)].into(),
         },
         files: Some(digest),
         restart_count: 4,
@@ -53,7 +90,22 @@ fn what_is_remembered_comes_back() {
     for kept in [Remembered::default(), remembered()] {
         assert_eq!(stored::decode(&stored::encode(&kept)).unwrap(), kept);
     }
-    for reason in ["wanted", "restart", "replacement", "removal", "startup deadline", "hung"] {
+    let stages = [
+        Stage::Preparing,
+        Stage::Switching { migration: Migration::Unknown },
+        Stage::Switching { migration: Migration::Needed },
+        Stage::Probing { migration: Migration::Done, deadline: at(9) },
+        Stage::Reverting { problem: "p".to_owned(), verdict: Verdict::Failed },
+        Stage::Reverting { problem: String::new(), verdict: Verdict::Superseded },
+    ];
+    for stage in stages {
+        let mut kept = Remembered::default();
+        kept.record.cutover = Some(cutover(stage));
+        assert_eq!(stored::decode(&stored::encode(&kept)).unwrap(), kept);
+    }
+    for reason in
+        ["wanted", "restart", "replacement", "removal", "revert", "startup deadline", "hung"]
+    {
         let text = format!(r#"{{"stop":{{"container":"c","reason":"{reason}","until":1}}}}"#);
         assert_eq!(stored::decode(&text).unwrap().stop.unwrap().reason.to_string(), reason);
     }

@@ -154,7 +154,7 @@ async fn gate<M: Machine>(
         ended("the gateway", state(agent, &order.container.instance).await?)?;
         match agent.machine.gateway().look_directly(address).await {
             GatewayAnswer::Started { .. } => {
-                let since = *healthy_since.get_or_insert(clock.now());
+                let since = *healthy_since.get_or_insert_with(|| clock.now());
                 if clock.now().since(since) >= order.health.min_healthy {
                     return Ok(());
                 }

@@ -31,8 +31,8 @@ impl Told {
             self.backups = count;
             return Some(Up::BackupStatus(backup_status_to_wire(&name, &report)));
         }
-        let keys = board.unescrowed().into_iter();
-        let (name, keys) = keys.filter(|(name, _)| !self.keys.contains(name)).next()?;
+        let mut keys = board.unescrowed().into_iter();
+        let (name, keys) = keys.find(|(name, _)| !self.keys.contains(name))?;
         self.keys.insert(name.clone());
         Some(Up::RepositoryEscrow(escrow_to_wire(&escrow(name, keys))))
     }
