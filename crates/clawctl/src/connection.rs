@@ -174,8 +174,9 @@ impl Connection {
             let left = self.deadline.saturating_sub(begun.elapsed());
             let mut attempt = Request::new(request.clone());
             attempt.set_timeout(left);
-            let status = match tokio::time::timeout(left, rpc(self.channel.clone(), attempt)).await
-            {
+            // Requests are large, and so is everything that holds a call.
+            let called = Box::pin(rpc(self.channel.clone(), attempt));
+            let status = match tokio::time::timeout(left, called).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) => status,
                 Err(_) => return Err(CallError::timeout(doing, &self.endpoint, self.deadline)),

@@ -1,5 +1,7 @@
 //! `plan`: what `apply` of files would do; nothing is changed.
 
+use std::collections::BTreeSet;
+
 use claw_proto::fleet::v1 as fleet;
 use claw_proto::fleet::v1::plan_instance_request::Change;
 use tonic::Code;
@@ -7,7 +9,7 @@ use tonic::Code;
 use super::apply::{self, Item, Outcome};
 use super::instance::{self, NewInstance};
 use super::{Mode, Session, Sources, host, rollback};
-use crate::cli::{Format, PlanArgs};
+use crate::cli::PlanArgs;
 use crate::connection::Connection;
 use crate::failure::CommandError;
 use crate::file::content::Wanted;
@@ -32,24 +34,32 @@ impl Draft {
 pub(super) async fn run(draft: Draft, session: &mut Session<'_>) -> Result<(), CommandError> {
     let all = draft.items.len();
     let (mut views, mut failures) = (Vec::new(), Vec::new());
+    let mut planned = BTreeSet::new();
     for item in draft.items {
-        match Box::pin(of_item(item, &session.connection)).await {
-            Ok(view) => views.push(view),
+        match Box::pin(of_item(item, &planned, &session.connection)).await {
+            Ok(view) => {
+                if view.outcome == Expected::Created {
+                    planned.insert(view.resource.clone());
+                }
+                views.push(view);
+            }
             Err(error) => failures.push(error),
         }
     }
-    let text = |view: &PlanView| match session.output.format {
-        Format::Name => view.resource.clone(),
-        _ => view.text(),
-    };
-    let texts: Vec<String> = views.iter().map(text).collect();
+    let format = session.output.format;
+    let texts: Vec<String> = views.iter().map(|view: &PlanView| view.text_in(format)).collect();
     if !views.is_empty() {
         session.output.value(&views, &texts.join("\n"))?;
     }
     if failures.is_empty() { Ok(()) } else { Err(apply::told(failures, all, session)?) }
 }
 
-async fn of_item(item: Item, connection: &Connection) -> Result<PlanView, CommandError> {
+/// `planned`: resources that would have been created before it.
+async fn of_item(
+    item: Item,
+    planned: &BTreeSet<String>,
+    connection: &Connection,
+) -> Result<PlanView, CommandError> {
     let resource = item.resource();
     match item {
         Item::Host(document) => {
@@ -60,7 +70,18 @@ async fn of_item(item: Item, connection: &Connection) -> Result<PlanView, Comman
             };
             Ok(PlanView { resource, outcome, effects: None })
         }
-        Item::Instance { name, host, wanted } => of_instance(name, host, *wanted, connection).await,
+        Item::Instance { name, host, wanted } => {
+            let host_is_planned = planned.contains(&format!("hosts/{host}"));
+            match of_instance(name, host, *wanted, connection).await {
+                // It is the host that does not exist yet.
+                Err(CommandError::Call(error))
+                    if host_is_planned && error.code == Code::NotFound =>
+                {
+                    Ok(PlanView { resource, outcome: Expected::Created, effects: None })
+                }
+                planned => planned,
+            }
+        }
     }
 }
 

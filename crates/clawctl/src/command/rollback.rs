@@ -35,7 +35,7 @@ pub(super) async fn run(
     if arguments.plan {
         let plan = ask_plan(&session.connection, name, destination.change()).await?;
         let view = PlanView::of_instance(name, plan);
-        return Ok(session.output.value(&view, &view.text())?);
+        return Ok(session.output.value(&view, &view.text_in(session.output.format))?);
     }
     if arguments.wait {
         return send_and_wait(name, destination, session).await;

@@ -6,6 +6,7 @@ use claw_proto::fleet::v1 as fleet;
 use serde::Serialize;
 
 use super::{Resource, id, short_image, time};
+use crate::cli::Format;
 use crate::file::spec::{RunStateDocument, SpecDocument};
 
 /// What a change would do to a host or an instance.
@@ -77,8 +78,13 @@ impl PlanView {
         }
     }
 
+    /// For people, or the name alone.
+    pub(crate) fn text_in(&self, format: Format) -> String {
+        if format == Format::Name { self.resource.clone() } else { self.text() }
+    }
+
     /// A line, and below it what would happen in order.
-    pub(crate) fn text(&self) -> String {
+    fn text(&self) -> String {
         let resource = &self.resource;
         let effects = match (&self.outcome, &self.effects) {
             (Expected::Created, _) => return format!("{resource} would be created"),

@@ -489,9 +489,32 @@ async fn plans_of_files() {
         (&"instances/demo".into(), &"unchanged".into())
     );
     assert_eq!(value[0]["changedFields"], serde_json::json!([]));
+    fake.state().plans.push_back(fleet::InstancePlan::default());
+    let name = fake.run("rollback demo --to-revision 1 --plan -o name").await;
+    check(&name, 0, "instances/demo\n", "");
     let moved = document("demo").replace("vps-1", "vps-2");
     let outcome = fake.run_with("plan -f -", &moved).await;
     assert!(outcome.stderr.contains("cannot move to hosts/vps-2"), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_plan_of_a_host_and_its_first_instance() {
+    let fake = Fake::start().await;
+    fake.state().hosts_matter = true;
+    let instance = "kind: Instance\nname: new\nhost: vps-1\nspec: {image: b}\n";
+    check(
+        &fake.run_with("plan -f -", &format!("{instance}---\nkind: Host\nname: vps-1\n")).await,
+        0,
+        "hosts/vps-1 would be created\ninstances/new would be created\n",
+        "",
+    );
+    check(
+        &fake.run_with("plan -f -", instance).await,
+        1,
+        "",
+        "error: cannot create instances/new: not found: hosts/vps-1 does not exist\n\
+         hint: see what there is with `clawctl list` and `clawctl host list`\n",
+    );
 }
 
 #[tokio::test]

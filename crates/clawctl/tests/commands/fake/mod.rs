@@ -25,6 +25,8 @@ pub(crate) struct State {
     pub(crate) hosts: BTreeMap<String, fleet::Host>,
     pub(crate) firewalls: BTreeMap<String, fleet::HostFirewallView>,
     pub(crate) instances: BTreeMap<String, fleet::Instance>,
+    /// An instance is created only on a host that exists.
+    pub(crate) hosts_matter: bool,
     /// Secrets by instance: answers hold names only.
     pub(crate) secrets: BTreeMap<String, BTreeMap<String, String>>,
     /// Every call: the method and what matters of it.

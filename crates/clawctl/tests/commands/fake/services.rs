@@ -213,6 +213,9 @@ impl InstanceService for Services {
             format!("create {name} on {} dry={}", instance.host, request.validate_only),
             Some(&request.request_id),
         )?;
+        if state.hosts_matter && !state.hosts.contains_key(&instance.host) {
+            return Err(absent(&instance.host));
+        }
         instance.name.clone_from(&name);
         instance.etag = state.next_etag();
         let spec = instance.spec.get_or_insert_default();
