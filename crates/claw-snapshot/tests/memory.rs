@@ -23,7 +23,7 @@ fn probe(arguments: &[&str]) -> (String, u64) {
 
 #[test]
 fn twenty_thousand_files_fit() {
-    let fixture = Fixture::new();
+    let fixture = Fixture::roomy();
     for directory in 0..200 {
         let directory_path = fixture.source().join(format!("sessions/{directory}"));
         fs::create_dir_all(&directory_path).unwrap();
@@ -47,12 +47,21 @@ fn twenty_thousand_files_fit() {
     let (text, verify) = probe(&["verify", repository]);
     assert!(text.contains("sound true"));
     let (_, prune) = probe(&["prune", repository]);
+    let [copy, archive, unpacked] =
+        ["copy", "archive.tar.zst", "unpacked"].map(|name| fixture.path(name));
+    let [copy, archive, unpacked] = [&copy, &archive, &unpacked].map(|path| path.to_str().unwrap());
+    let (_, replicate) = probe(&["replicate", repository, copy]);
+    let (_, export) = probe(&["export", copy, &id, archive]);
+    let (_, unpack) = probe(&["unpack", archive, unpacked]);
     for (name, peak) in [
         ("first", first),
         ("second", second),
         ("restore", restore),
         ("verify", verify),
         ("prune", prune),
+        ("replicate", replicate),
+        ("export", export),
+        ("unpack", unpack),
     ] {
         println!("{name}: {peak} KiB");
         assert!(peak < LIMIT, "{name}: {peak} KiB");

@@ -19,6 +19,7 @@ use claw_snapshot::{
     Access, Credential, DirectoryStorage, OpenDirectoryError, Parent, RecoveryPassword, Repository,
     RepositorySecret, SnapshotId, SnapshotRequest, Source, Storage, Watcher,
 };
+use nix::sys::statvfs::statvfs;
 use tempfile::TempDir;
 
 /// A repository and a source, removed when dropped.
@@ -32,6 +33,21 @@ pub(crate) const LATER: i64 = 4_000_000_000_000;
 impl Fixture {
     pub(crate) fn new() -> Self {
         let fixture = Self { directory: tempfile::tempdir().unwrap() };
+        fs::create_dir(fixture.source()).unwrap();
+        fixture
+    }
+
+    /// In memory where there is room for it: for tests that write so much that they would measure
+    /// the disk.
+    pub(crate) fn roomy() -> Self {
+        const ROOM: u64 = 2 << 30;
+        let memory = Path::new("/dev/shm");
+        let free = statvfs(memory).map(|room| room.blocks_available() * room.fragment_size());
+        let directory = match free {
+            Ok(free) if free >= ROOM => tempfile::tempdir_in(memory),
+            _ => tempfile::tempdir(),
+        };
+        let fixture = Self { directory: directory.unwrap() };
         fs::create_dir(fixture.source()).unwrap();
         fixture
     }
