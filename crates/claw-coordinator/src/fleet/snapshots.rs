@@ -228,9 +228,12 @@ impl Fleet {
         mut report: BackupReport,
     ) -> Result<(), Refusal> {
         let digest = Digest::of(&claw_proto::encode(&backup_status_to_wire(name, &report)));
+        let lists_none = report.snapshots.is_empty();
         let find = move |connection: &Connection, host: &HostName, name: &InstanceName| {
             let known = snapshots::on_host(connection, host, name)?;
-            Ok(known.filter(|known| known.digest != Some(digest)))
+            // A host that has set the repository of a deleted instance aside lists none of it.
+            let says_nothing = |known: &RepositoryRow| lists_none && known.deleted.is_some();
+            Ok(known.filter(|known| known.digest != Some(digest) && !says_nothing(known)))
         };
         if self.store.read(|connection, _keys| find(connection, host, name))?.is_none() {
             return Ok(());

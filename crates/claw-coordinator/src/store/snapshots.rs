@@ -45,7 +45,7 @@ pub struct RepositoryRow {
     pub host: HostName,
     /// The host's generation that brought the instance: what was kept before is of another of its name.
     pub since: Generation,
-    /// When the instance was deleted and its host had removed it.
+    /// When the instance was deleted; later, when its host had removed it.
     pub deleted: Option<Timestamp>,
     /// What the host said last, without the list, and when; `None` before.
     pub report: Option<(BackupReport, Timestamp)>,
@@ -120,7 +120,7 @@ pub(super) fn insert(
     Ok(())
 }
 
-/// The repository of an instance that exists.
+/// The repository of an instance that exists, or is being deleted.
 ///
 /// # Errors
 /// [`Refusal::Internal`]
@@ -128,8 +128,9 @@ pub fn of_instance(
     connection: &Connection,
     instance: &InstanceRow,
 ) -> Result<RepositoryRow, Refusal> {
-    repository(connection, &instance.uid)?
-        .ok_or_else(|| Refusal::damaged(format!("instances/{}", instance.name), "no repository"))
+    let row = repository(connection, &instance.uid)?
+        .ok_or_else(|| Refusal::damaged(format!("instances/{}", instance.name), "no repository"))?;
+    Ok(RepositoryRow { deleted: instance.deleted, ..row })
 }
 
 /// The repository that is meant by a name: of the instance of that name or, if there is none, of the one

@@ -418,6 +418,11 @@ async fn what_was_deleted_can_be_found_for_a_month_and_is_not_its_successors() {
     // A host that thins it out later is still believed.
     agent.send(status("demo", vec![last.clone()])).await;
     until(|| async { get(&operator, "nightly").await.is_none().then_some(()) }).await;
+    // One that has set the whole repository aside says nothing of what is in it.
+    agent.send(status("demo", Vec::new())).await;
+    agent.send(escrow("demo")).await;
+    acknowledged(&mut agent).await;
+    assert!(get(&operator, "final-1").await.is_some());
 
     let second = operator.create_instance("demo", "a").await.unwrap();
     assert_ne!(second.uid, first.uid);
