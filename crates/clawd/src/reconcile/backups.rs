@@ -41,7 +41,8 @@ use ledger::{Ended, Ledger, Told};
 use record::BackupRecord;
 use request::{RequestRefused, judge};
 
-pub use request::{BackupRequest, BackupWork, BackupsHandle, Extent};
+pub(super) use request::BackupsHandle;
+pub use request::{BackupRequest, BackupWork, Extent};
 
 /// Between two looks at everything, whatever the agenda says: clocks are set.
 const IDLE: Duration = Duration::from_secs(3600);

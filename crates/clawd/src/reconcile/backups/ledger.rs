@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use claw_core::backup::{BackupReport, MAX_LISTED, SnapshotHealth, SnapshotInfo};
+use claw_core::cutover::Migration;
 use claw_core::event::{EventKind, Severity};
 use claw_core::name::SnapshotName;
 use claw_core::plan::{DesiredInstance, Target};
@@ -253,12 +254,16 @@ impl Ledger {
                 Vec::new()
             }
             Done::Verified(looked, found) => self.verified(order, looked, &found, ended),
-            Done::Drilled(snapshot, _) => {
+            Done::Drilled(snapshot, migration) => {
                 self.record.drilling = false;
                 self.record.drill_at = Some(ended.at);
                 self.record.drilled_at = Some(ended.at);
-                let message =
-                    format!("snapshot {} was restored, booted and removed", snapshot.name);
+                let migrated = match migration {
+                    Migration::Needed => ", its state migrated first",
+                    Migration::Unknown | Migration::Done => "",
+                };
+                let name = &snapshot.name;
+                let message = format!("snapshot {name} was restored and booted{migrated}");
                 vec![Told(EventKind::DrillPassed, Severity::Info, message)]
             }
         }

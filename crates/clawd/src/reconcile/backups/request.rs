@@ -51,7 +51,7 @@ pub enum Extent {
 
 /// The way into the loop of snapshots.
 #[derive(Debug, Clone)]
-pub struct BackupsHandle(mpsc::Sender<BackupRequest>);
+pub(in crate::reconcile) struct BackupsHandle(mpsc::Sender<BackupRequest>);
 
 impl BackupsHandle {
     pub(super) fn new() -> (Self, mpsc::Receiver<BackupRequest>) {
@@ -61,7 +61,7 @@ impl BackupsHandle {
 
     /// Asks for something; never waits. Every answer comes through the request's `reply`, that too many
     /// requests wait among them; none comes when the loop has ended.
-    pub fn request(&self, request: BackupRequest) {
+    pub(in crate::reconcile) fn request(&self, request: BackupRequest) {
         if let Err(TrySendError::Full(request)) = self.0.try_send(request) {
             // Whoever asked may be gone.
             drop(request.reply.send(Err(RequestRefused::Full.to_string())));

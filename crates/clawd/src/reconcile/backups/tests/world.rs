@@ -195,7 +195,7 @@ impl Running {
 
     /// An instance is down on purpose, since now.
     pub(super) fn down(&self, instance: &str, awaits: Option<SnapshotCause>) {
-        let since = *self.down.borrow_mut().entry(name(instance)).or_insert(self.now());
+        let since = *self.down.borrow_mut().entry(name(instance)).or_insert_with(|| self.now());
         let spec = InstanceSpec { run: RunState::Paused, ..spec() };
         let member = self.member(instance, spec);
         let down_since = Some(since);
@@ -239,8 +239,9 @@ impl Running {
 
     pub(super) fn report(&self, instance: &str) -> BackupReport {
         let all = self.agent.board.backups_since(0).into_iter();
-        let report = all.filter(|(_, of, _)| *of == name(instance)).map(|(_, _, report)| report);
-        report.last().unwrap_or_default()
+        let mut report =
+            all.filter(|(_, of, _)| *of == name(instance)).map(|(_, _, report)| report);
+        report.next_back().unwrap_or_default()
     }
 
     pub(super) fn events(&self) -> Vec<Event> {
