@@ -292,7 +292,7 @@ pub enum GatewayAnswer {
 pub trait Gateway {
     /// Looks once at `/startupz` directly, then through the proxy, then at `/readyz`; at most 5 s.
     fn look(&self, host: &VirtualHost) -> impl Future<Output = GatewayAnswer>;
-    /// As [`Self::look`], at a gateway that no reverse proxy serves.
+    /// As [`Self::look`], at a gateway that no reverse proxy serves and that does not trust the caller.
     fn look_directly(&self, gateway: std::net::SocketAddr) -> impl Future<Output = GatewayAnswer>;
 }
 
