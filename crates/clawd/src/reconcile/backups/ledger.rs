@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use claw_core::backup::{BackupReport, MAX_LISTED, SnapshotHealth, SnapshotInfo};
+use claw_core::backup::{BackupReport, MAX_LISTED, SnapshotCause, SnapshotHealth, SnapshotInfo};
 use claw_core::cutover::Migration;
 use claw_core::event::{EventKind, Severity};
 use claw_core::name::SnapshotName;
@@ -42,8 +42,8 @@ pub(super) struct Ledger {
     stale: bool,
     room: Making,
     held: Held,
-    /// A snapshot at rest was given up while it was down since then.
-    gave_up: Option<Option<Timestamp>>,
+    /// A snapshot at rest that nobody waits for any more.
+    gave_up: Option<GaveUp>,
 }
 
 /// Room that is made for a snapshot which did not fit.
@@ -55,6 +55,14 @@ enum Making {
     Wanted,
     /// It was made once; what still does not fit has to wait.
     Made,
+}
+
+/// A snapshot at rest that failed so often that nobody waits for it. It is tried now and then all the same, as
+/// long as the data lies there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct GaveUp {
+    cause: SnapshotCause,
+    down_since: Option<Timestamp>,
 }
 
 /// An event to be told.
@@ -94,10 +102,11 @@ impl Ledger {
         if matches!(member.effective.target, Target::Present { .. }) {
             self.described = Some(Rc::clone(&member.effective));
         }
-        if self.gave_up.is_some_and(|since| member.up.is_some() || since != member.down_since) {
+        let elsewhere = |gave_up: GaveUp| gave_up.down_since != member.down_since;
+        if member.up.is_some() || self.gave_up.is_some_and(elsewhere) {
             self.gave_up = None;
         }
-        if member.awaits.is_none() {
+        if member.awaits.is_none() && self.gave_up.is_none() {
             self.attempts.cleared(Kind::AtRest);
         }
         if member.replaced.is_none() {
@@ -150,7 +159,7 @@ impl Ledger {
                 (Some(_), true) => Standing::Up,
                 (None, true) => Standing::Down(member.down_since),
             },
-            awaits: member.awaits,
+            awaits: member.awaits.or(self.gave_up.map(|gave_up| gave_up.cause)),
             replaced: member.replaced.as_ref().map(|replaced| (replaced.cause, replaced.since)),
             list: self.snapshots(),
             stale: self.stale,
@@ -374,8 +383,9 @@ impl Ledger {
         }
         let final_word = matches!(error, JobError::Needed { .. } | JobError::NoData);
         match work {
-            Work::AtRest(_) if times == GIVE_UP => {
-                self.gave_up = Some(order.member.down_since);
+            Work::AtRest(cause) if times == GIVE_UP => {
+                let down_since = order.member.down_since;
+                self.gave_up = Some(GaveUp { cause: *cause, down_since });
                 let message =
                     format!("{work}: given up after {times} attempts, the data stays: {problem}");
                 told.push(Told(EventKind::SnapshotFailed, Severity::Error, message));

@@ -111,6 +111,23 @@ fn after_three_failures_nobody_waits_for_a_snapshot_at_rest() {
 }
 
 #[test]
+fn a_removed_instance_of_which_nothing_is_remembered_is_held_all_the_same() {
+    run(async {
+        let world = World::new();
+        let agent = world.start();
+        agent.removed("a");
+        agent.until("taken", || agent.taken("a").len() == 1).await;
+        let report = agent.report("a");
+        let last = report.snapshots.first().expect("one");
+        assert_eq!((last.cause, last.image.as_str()), (SnapshotCause::Final, "unknown"));
+        let asked = agent.ask("a", BackupWork::Take(snapshot("x"))).await;
+        assert_eq!(asked, Err("instance a is being removed".to_owned()));
+        agent.pass(9 * DAY).await;
+        assert_eq!(agent.taken("a").len(), 1);
+    });
+}
+
+#[test]
 fn replaced_data_is_held_with_what_ran_on_it() {
     run(async {
         let world = World::new();

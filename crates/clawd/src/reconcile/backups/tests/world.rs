@@ -202,6 +202,22 @@ impl Running {
         self.agent.roster.publish(Member { up: None, down_since, awaits, ..member });
     }
 
+    /// An instance was deleted, and is down since now.
+    pub(super) fn removed(&self, instance: &str) {
+        let member = self.member(instance, spec());
+        let desired = DesiredInstance {
+            target: Target::Removed,
+            ..DesiredInstance::clone(&member.effective)
+        };
+        self.agent.roster.publish(Member {
+            effective: Rc::new(desired),
+            up: None,
+            down_since: Some(self.now()),
+            awaits: Some(SnapshotCause::Final),
+            ..member
+        });
+    }
+
     pub(super) fn down_since(&self, instance: &str) -> Option<Timestamp> {
         self.down.borrow().get(&name(instance)).copied()
     }
