@@ -22,7 +22,7 @@ fn twenty_thousand_files_fit() {
                 fs::write(path.join(format!("{file}.jsonl")), content).unwrap();
             }
         }
-        for number in 0..4 {
+        for number in 0..2 {
             ground.write(&format!("large-{number}"), noise(number, 8_000_000));
         }
         let mut peaks = Vec::new();
@@ -34,10 +34,10 @@ fn twenty_thousand_files_fit() {
             .await
             .unwrap();
         note("first");
-        assert!(first.files > FILES && first.bytes >= 40_000_000, "{first:?}");
+        assert!(first.files > FILES && first.bytes >= 24_000_000, "{first:?}");
         let said = heard.all();
         assert!(said.windows(2).all(|two| two[0].done_bytes <= two[1].done_bytes), "{said:?}");
-        assert!(said.last().is_none_or(|last| last.total_bytes >= 40_000_000), "{said:?}");
+        assert!(said.last().is_none_or(|last| last.total_bytes >= 24_000_000), "{said:?}");
         let writing = Holding::doing(|| ground.write("agents/main/sessions/7/7.jsonl", "changed"));
         ground.take_up("two", &writing).await.unwrap();
         note("up");

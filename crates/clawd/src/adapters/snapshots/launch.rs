@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{DirectLauncher, Launcher};
 use crate::adapters::command;
@@ -20,6 +20,14 @@ use crate::snap_worker::protocol::OUT_OF_MEMORY;
 const ENDING: Duration = Duration::from_secs(5);
 /// How long the service manager may take to say something.
 const ANSWER: Duration = Duration::from_secs(10);
+
+/// How often, and in what intervals, the service manager is asked whether a process has ended.
+const TRIES: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(100);
+/// Whoever sends this signal is the kernel, or a person.
+const SIGKILL: i32 = 9;
+/// What is said then.
+const KILLED: &str = "it was killed by signal 9, by the kernel for want of memory or by somebody";
 
 /// A process that was started.
 #[derive(Debug)]
@@ -71,7 +79,8 @@ impl Launched {
                 if let Err(error) = command::run(&argv, ANSWER).await {
                     tracing::warn!(error = chain(&error), unit, "a job's process was not killed");
                 }
-                forgive(&unit).await;
+                // How it ended is known: it was killed.
+                let _how = result_of(&unit).await;
             }
         }
     }
@@ -112,31 +121,38 @@ fn describe(status: ExitStatus, last_words: &str) -> String {
         return OUT_OF_MEMORY.to_owned();
     }
     match status.signal() {
-        // Whoever sends this one is the kernel for want of memory, or a person.
-        Some(9) => {
-            "it was killed by signal 9, by the kernel for want of memory or by somebody".into()
-        }
+        Some(SIGKILL) => KILLED.to_owned(),
         Some(signal) => format!("it was killed by signal {signal}"),
         None => status.to_string(),
     }
 }
 
-/// How a unit ended (`Result` of systemd.service(5)).
+/// How a unit ended (`Result` of systemd.exec(5), `$SERVICE_RESULT`). The service manager hears of the end of
+/// a process a little later than whoever had the other end of its socket.
 async fn result_of(unit: &str) -> String {
-    let argv = ["systemctl", "show", "--property=Result,ExecMainCode,ExecMainStatus", unit];
-    let shown = command::run(&argv, ANSWER).await;
-    forgive(unit).await;
-    let shown = match shown {
-        Ok(shown) => shown,
-        Err(error) => return format!("nobody knows how: {}", chain(&error)),
+    let argv = ["systemctl", "show", "--property=ActiveState,Result,ExecMainStatus", unit];
+    let mut tries = 0;
+    let shown = loop {
+        match command::run(&argv, ANSWER).await {
+            Err(error) => return format!("nobody knows how: {}", chain(&error)),
+            Ok(shown) if value(&shown, "ActiveState=") == "active" && tries < TRIES => {}
+            Ok(shown) => break shown,
+        }
+        tries += 1;
+        sleep(PAUSE).await;
     };
-    let value =
-        |name: &str| shown.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-    match (value("Result="), value("ExecMainStatus=")) {
+    forgive(unit).await;
+    match (value(&shown, "Result="), value(&shown, "ExecMainStatus=")) {
         ("oom-kill", _) => OUT_OF_MEMORY.to_owned(),
+        // Of control groups of version 1 the service manager does not learn more than this.
+        ("signal", "9") => KILLED.to_owned(),
         ("signal" | "core-dump", signal) => format!("it was killed by signal {signal}"),
         (result, status) => format!("result {result}, status {status}"),
     }
+}
+
+fn value<'a>(shown: &'a str, name: &str) -> &'a str {
+    shown.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default()
 }
 
 /// A failed job does not make the host a degraded one.

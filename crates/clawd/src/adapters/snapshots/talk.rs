@@ -207,7 +207,7 @@ impl Conversation<'_> {
                 SnapshotsError::Failed { doing, problem }
             }
             Ended::Told(error) => {
-                launched.kill().await;
+                launched.gone().await;
                 error
             }
         }
