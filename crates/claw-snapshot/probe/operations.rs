@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use claw_core::time::Timestamp;
 use claw_snapshot::{
     Credential, Extent, Frozen, Owner, Parent, RecoveryPassword, Removal, Repository,
-    RepositorySecret, SnapshotRequest, Source, Stillness, Subtree, UnpackLimits, Watcher,
+    RepositorySecret, SnapshotRequest, Source, Stillness, Subtree, Taken, UnpackLimits, Watcher,
     replicate, unpack,
 };
 
@@ -135,8 +135,10 @@ fn freeze(
     let time = Timestamp::from_millis(millis + 1);
     let frozen = Frozen::hold(&source, &rough.listing, staging, time)?;
     let held = begun.elapsed();
+    let Taken { snapshot: rough, listing, .. } = rough;
+    drop(listing);
     say(&format!("held {} us, {} files copied", held.as_micros(), frozen.copied()))?;
-    let request = request(millis + 1, Parent::Of(rough.snapshot.id));
+    let request = request(millis + 1, Parent::Of(rough.id));
     let taken = repository.snapshot_frozen(&request, Arc::new(frozen), Watcher::none())?;
     std::fs::remove_dir_all(staging)?;
     Ok(format!("snapshot {}", taken.snapshot.id))

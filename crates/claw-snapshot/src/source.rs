@@ -10,6 +10,7 @@
 //! Where to start: [`Source`], [`ledger::Ledger`]; the walk is in [`walk`].
 
 pub(crate) mod attachment;
+mod compact;
 pub(crate) mod frozen;
 pub(crate) mod ledger;
 pub(crate) mod node;

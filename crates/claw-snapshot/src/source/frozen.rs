@@ -17,19 +17,22 @@ use rustic_core::jiff;
 use rustic_core::repofile::Node;
 
 use super::attachment::AttachmentName;
+use super::compact::CompactNode;
 use super::ledger::{Ledger, Listing, SourceFault};
 use super::reader::Content;
 use super::walk::Walk;
-use super::{Source, Stillness, Unopened, path_in_snapshot};
+use super::{DATA, Source, Stillness, Unopened, path_in_snapshot};
 use crate::progress::Watcher;
 
 /// Copied this much at a time.
 const BUFFER: usize = 256 << 10;
 
-/// A source as it stood still. Takes about 600 bytes of memory per entry.
+/// A source as it stood still. Takes about 200 bytes of memory per entry.
 #[derive(Debug)]
 pub struct Frozen {
     entries: Vec<FrozenEntry>,
+    /// Where the copies are.
+    staging: PathBuf,
     attachments: BTreeMap<AttachmentName, Vec<u8>>,
     copied: u64,
     copied_bytes: u64,
@@ -39,9 +42,10 @@ pub struct Frozen {
 #[derive(Debug)]
 struct FrozenEntry {
     /// Relative to the data directory.
-    path: PathBuf,
-    node: Node,
-    copy: Option<PathBuf>,
+    path: Box<Path>,
+    node: CompactNode,
+    /// The copy's number, which is its name.
+    copy: Option<u64>,
 }
 
 /// The source could not be held. Copies may remain.
@@ -83,13 +87,14 @@ impl Frozen {
         let ledger = Arc::new(ledger);
         let mut frozen = Self {
             entries: Vec::new(),
+            staging: staging.to_owned(),
             attachments: source.attachments.clone(),
             copied: 0,
             copied_bytes: 0,
             special: 0,
         };
         for entry in Walk::new(source, Arc::clone(&ledger)) {
-            frozen.take(entry, listing, staging)?;
+            frozen.take(entry, listing)?;
         }
         let (count, faults) = ledger.take_faults();
         if count > 0 {
@@ -125,37 +130,47 @@ impl Frozen {
     ) -> impl Iterator<Item = ReadSourceEntry<Unopened>> + Send + 'static {
         (0..self.entries.len()).filter_map(move |place| {
             let FrozenEntry { path, node, copy } = self.entries.get(place)?;
+            let node = node.node(path.file_name().unwrap_or_else(|| DATA.as_ref()));
             if node.is_dir() {
                 ledger.directory();
             } else {
                 ledger.file(if node.is_file() { node.meta.size } else { 0 });
             }
-            let open = node
-                .is_file()
-                .then(|| Unopened(Content::copy(path.clone(), copy.clone(), Arc::clone(&ledger))));
-            Some(ReadSourceEntry { path: path_in_snapshot(path), node: node.clone(), open })
+            let open = node.is_file().then(|| {
+                let copy = copy.map(|number| self.copy(number));
+                Unopened(Content::copy(path.to_path_buf(), copy, Arc::clone(&ledger)))
+            });
+            Some(ReadSourceEntry { path: path_in_snapshot(path), node, open })
         })
+    }
+
+    fn copy(&self, number: u64) -> PathBuf {
+        self.staging.join(number.to_string())
+    }
+
+    fn hold_entry(&mut self, path: PathBuf, node: Node, copy: Option<u64>) {
+        let (path, node) = (path.into_boxed_path(), CompactNode::new(node));
+        self.entries.push(FrozenEntry { path, node, copy });
     }
 
     fn take(
         &mut self,
         entry: ReadSourceEntry<Unopened>,
         listing: &Listing,
-        staging: &Path,
     ) -> Result<(), FreezeError> {
         let mut node = entry.node;
         let path = entry.path.strip_prefix(path_in_snapshot(Path::new("")));
         let path = path.map(Path::to_owned).unwrap_or_default();
         let Some(Unopened(Content::File(file))) = entry.open else {
-            self.entries.push(FrozenEntry { path, node, copy: None });
+            self.hold_entry(path, node, None);
             return Ok(());
         };
         if listing.0.get(&path) == Some(&file.listed) {
-            self.entries.push(FrozenEntry { path, node, copy: None });
+            self.hold_entry(path, node, None);
             return Ok(());
         }
-        let copy = staging.join(self.copied.to_string());
-        let copied = copy_aside(Content::File(file), &copy);
+        let number = self.copied;
+        let copied = copy_aside(Content::File(file), &self.copy(number));
         // A fault of the file itself is in the ledger; without one it is the copy's.
         let bytes = match copied {
             Ok(bytes) => bytes,
@@ -166,7 +181,7 @@ impl Frozen {
         self.copied_bytes += bytes;
         // Content that is in memory only may change without the time showing it, from now on.
         node.meta.ctime = Some(jiff::Timestamp::UNIX_EPOCH);
-        self.entries.push(FrozenEntry { path, node, copy: Some(copy) });
+        self.hold_entry(path, node, Some(number));
         Ok(())
     }
 }
