@@ -25,7 +25,8 @@ fn often() -> InstanceSpec {
 }
 
 async fn held(world: &World) -> Vec<SnapshotInfo> {
-    world.machine.snapshots.list(&name("a")).await.unwrap().snapshots
+    let list = world.machine.snapshots.list(&name("a")).await;
+    list.map(|list| list.snapshots).unwrap_or_default()
 }
 
 fn count(agent: &Running) -> u32 {

@@ -159,7 +159,7 @@ impl Ledger {
                 (Some(_), true) => Standing::Up,
                 (None, true) => Standing::Down(member.down_since),
             },
-            awaits: member.awaits.or(self.gave_up.map(|gave_up| gave_up.cause)),
+            awaits: member.awaits.or_else(|| self.gave_up.map(|gave_up| gave_up.cause)),
             replaced: member.replaced.as_ref().map(|replaced| (replaced.cause, replaced.since)),
             list: self.snapshots(),
             stale: self.stale,
