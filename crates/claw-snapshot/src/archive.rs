@@ -12,7 +12,7 @@
 //! directory that does not exist yet; what it may be and why it is refused stands with
 //! [`UnpackError`].
 //!
-//! Where to start: [`crate::Repository::export`], [`unpack`].
+//! Where to start: [`crate::Repository::export`], [`unpack()`].
 
 mod blocks;
 mod checksums;

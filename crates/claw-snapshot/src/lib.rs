@@ -2,11 +2,12 @@
 //!
 //! What it is for: taking, listing, restoring, verifying and thinning out snapshots of one
 //! instance's data, each with the small files that belong to it (its exact spec, its image's
-//! digest). The format is restic's, so that a customer's data never depends on this program:
+//! digest); copying a repository to S3 and back; carrying a snapshot away as one file, and taking
+//! such files in. The format is restic's, so that a customer's data never depends on this program:
 //! `restic -r DIRECTORY restore latest` with the recovery password is enough.
 //!
-//! What it deliberately does not do: it has no clock, no schedule and no runtime (every call
-//! blocks), it pauses nothing, and it knows no instance. It is made to run in a short-lived child
+//! What it deliberately does not do: it has no clock (but for what S3 demands), no schedule and no
+//! runtime (every call blocks), it pauses nothing, and it knows no instance. It is made to run in a short-lived child
 //! process with a memory limit: a panic or an out-of-memory in the engine below loses that job and
 //! nothing else.
 //!
@@ -18,6 +19,7 @@
 //! | the local backend drops errors of listings, never syncs directories | [`DirectoryStorage`] |
 //! | its restore takes 263 MB and more, warns where it should fail | [`Repository::restore`] |
 //! | its check panics on damage and names no file | [`Repository::verify`] |
+//! | its prune leaves packs that no index names; its threads write on after a failure | [`Repository::prune`] sweeps; what failed returns when they have ended |
 //! | its key derivation takes 128 MiB | own key files, see [`Repository::create`] |
 //! | no locks | [`DirectoryStorage::open`] |
 //!
@@ -25,7 +27,8 @@
 //!
 //! [`DirectoryStorage::open`], [`Repository::create`] or [`Repository::open`], then
 //! [`Repository::snapshot`] of a [`Source`]. [`retention`] says which snapshots to
-//! [`Repository::forget`].
+//! [`Repository::forget`]. Off-site: [`S3Storage::open`], [`replicate()`]. As a file:
+//! [`Repository::export`], [`unpack()`].
 #![forbid(unsafe_code)]
 
 mod archive;
