@@ -27,6 +27,17 @@ impl Restic {
         Ok(Self { repository, password: fleet.recovery_password(name)? })
     }
 
+    /// For the repository of an instance that was removed from a host that is on.
+    ///
+    /// # Errors
+    /// When there is none, or no password.
+    pub fn of_removed(fleet: &Fleet, host: &LabHost, name: &str) -> Result<Self> {
+        let dir = format!("/var/lib/clawd/removed/{name}.*/repo");
+        let found = host.exec_ok(&["sh", "-c", &format!("ls -d {dir}")])?;
+        let repository = outside(host, found.lines().next().context("no repository")?)?;
+        Ok(Self { repository, password: fleet.recovery_password(name)? })
+    }
+
     /// Runs restic, which must succeed, and returns what it printed.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 /// How long a customer may wait in a good update of a gateway that starts at once.
-const MOMENT: Duration = Duration::from_secs(5);
+const MOMENT: Duration = Duration::from_secs(10);
 
 /// A fleet whose host has these versions.
 fn start(name: &str, versions: &[Version]) -> Result<Rig> {
