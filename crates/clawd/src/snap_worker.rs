@@ -18,6 +18,7 @@ mod link;
 mod repository;
 mod restore;
 mod room;
+mod sound;
 mod take;
 
 use std::io::{self, BufRead as _};

@@ -27,7 +27,12 @@ pub(super) fn fault(error: &(dyn Error + 'static)) -> Fault {
 
 /// An error of [`claw_snapshot::Repository::restore`].
 pub(super) fn restore_fault(error: &RestoreError) -> Fault {
-    let damaged = matches!(error, RestoreError::Damaged { .. } | RestoreError::PackMissing { .. });
+    let damaged = matches!(
+        error,
+        RestoreError::Damaged { .. }
+            | RestoreError::PackMissing { .. }
+            | RestoreError::Repository(RepositoryError::Engine { .. })
+    );
     let kind = if damaged { FaultKind::Damaged } else { kind(error) };
     Fault { kind, problem: chain(error) }
 }
@@ -46,8 +51,13 @@ fn is_full(error: &std::io::Error) -> bool {
 }
 
 impl From<RepositoryError> for Fault {
+    /// Of reading: what the engine cannot read is damaged.
     fn from(error: RepositoryError) -> Self {
-        fault(&error)
+        let kind = match &error {
+            RepositoryError::Engine { .. } => FaultKind::Damaged,
+            RepositoryError::Storage(_) => kind(&error),
+        };
+        Self { kind, problem: chain(&error) }
     }
 }
 

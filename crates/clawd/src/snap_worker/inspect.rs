@@ -5,13 +5,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use claw_snapshot::{
-    Access, Affected, Damage, Extent, FileId, FileKind, ForgetError, PruneError, Repository,
-    Rotation, SnapshotId, Verified,
+    Access, Affected, Damage, Extent, FileId, FileKind, ForgetError, PruneError, Rotation,
+    SnapshotId, Verified,
 };
 
 use super::errors::{failed, fault};
 use super::protocol::{Fault, Job, NAME_TAG, Outcome};
-use super::repository::{exists, open, rough, stored};
+use super::repository::{exists, open, open_sound, open_without, rough, stored};
 
 /// Packs that nothing needs are marked, and removed by a prune that finds them marked for so long. The wait
 /// is for other programs that read meanwhile. Nobody else does: the repository is locked.
@@ -28,7 +28,7 @@ pub(super) fn list(job: &Job) -> Result<Outcome, Fault> {
     if !exists(&job.repository).map_err(|error| fault(&error))? {
         return Ok(Outcome::Listed { snapshots: Vec::new(), stored_bytes: 0 });
     }
-    let repository = open(job, Access::Shared)?;
+    let repository = open_sound(job, Access::Shared)?;
     let snapshots = repository.snapshots()?;
     let snapshots = snapshots.iter().filter(|snapshot| !snapshot.rough).map(stored).collect();
     Ok(Outcome::Listed { snapshots, stored_bytes: repository.stored_bytes()? })
@@ -39,14 +39,15 @@ pub(super) fn forget(job: &Job, ids: &[String]) -> Result<Outcome, Fault> {
     if !exists(&job.repository).map_err(|error| fault(&error))? {
         return Ok(Outcome::Nothing);
     }
-    let repository = open(job, Access::Exclusive)?;
-    let mut unwanted = rough(&repository)?;
-    let known: BTreeSet<_> =
-        repository.snapshots()?.into_iter().map(|snapshot| snapshot.id).collect();
+    let mut unwanted = BTreeSet::new();
     for id in ids {
         let id = id.parse().map_err(|_error| failed(format!("{id} is no id of a snapshot")))?;
         unwanted.insert(id);
     }
+    let repository = open_without(job, &unwanted)?;
+    unwanted.extend(rough(&repository)?);
+    let known: BTreeSet<_> =
+        repository.snapshots()?.into_iter().map(|snapshot| snapshot.id).collect();
     let unwanted: BTreeSet<_> = unwanted.intersection(&known).copied().collect();
     repository.forget(&unwanted).map_err(|error: ForgetError| fault(&error))?;
     for _phase in 0..PHASES {
@@ -73,7 +74,7 @@ pub(super) fn verify(job: &Job, part: u32, parts: u32) -> Result<Outcome, Fault>
         (_, None) => return Err(failed(format!("there is no part {part} of {parts}"))),
     };
     let verified = repository.verify(extent)?;
-    let names = names(&repository, &verified);
+    let names = names(job, &verified)?;
     let mut damage: Vec<String> = verified.damage.iter().map(describe).collect();
     damage.extend(verified.affected.iter().map(|(id, lost)| describe_loss(*id, lost, &names)));
     let surplus = damage.len().saturating_sub(MOST_LINES);
@@ -86,16 +87,16 @@ pub(super) fn verify(job: &Job, part: u32, parts: u32) -> Result<Outcome, Fault>
 }
 
 /// Names of the snapshots that can be read; of those that cannot, nobody knows them.
-fn names(repository: &Repository, verified: &Verified) -> BTreeMap<SnapshotId, String> {
+fn names(job: &Job, verified: &Verified) -> Result<BTreeMap<SnapshotId, String>, Fault> {
     if verified.is_sound() {
-        return BTreeMap::new();
+        return Ok(BTreeMap::new());
     }
-    let snapshots = repository.snapshots().unwrap_or_default();
+    let snapshots = open_sound(job, Access::Shared)?.snapshots()?;
     let named = snapshots.iter().filter_map(|snapshot| {
         let name = snapshot.tags.iter().find_map(|tag| tag.strip_prefix(NAME_TAG))?;
         Some((snapshot.id, name.to_owned()))
     });
-    named.collect()
+    Ok(named.collect())
 }
 
 fn describe(damage: &Damage) -> String {
@@ -109,7 +110,10 @@ fn describe(damage: &Damage) -> String {
             format!("{} has {found} bytes instead of {expected}", file(FileKind::Pack, *id))
         }
         Damage::Blob { id, pack } => {
-            format!("part {id} of a file in {} is not what was written", file(FileKind::Pack, *pack))
+            format!(
+                "part {id} of a file in {} is not what was written",
+                file(FileKind::Pack, *pack)
+            )
         }
         Damage::BlobMissing(id) => format!("part {id} of a file is missing"),
         Damage::Tree { id, reason } => format!("directory {id} cannot be used: {reason}"),

@@ -10,40 +10,65 @@ use std::time::Duration;
 
 use claw_core::stamp::Digest;
 use claw_snapshot::{
-    Access, Credential, DirectoryStorage, OpenDirectoryError, OpenError, RecoveryPassword,
-    Repository, RepositorySecret, Snapshot, SnapshotId,
+    Access, Credential, DirectoryStorage, FileKind, OpenDirectoryError, OpenError,
+    RecoveryPassword, Repository, RepositorySecret, Snapshot, SnapshotId, Storage,
 };
 
 use super::errors::{failed, fault};
-use super::protocol::{Fault, FaultKind, Job, NAME_TAG, Stored};
+use super::link::say;
+use super::protocol::{Fault, FaultKind, Job, NAME_TAG, Said, Stored};
+use super::sound::SoundStorage;
 
 /// How often the lock is tried, and how long is waited between: a process that lost its agent gives it up
 /// within a moment.
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Opens the repository; with [`Access::Exclusive`] everything that an ended job left behind is removed.
+/// Opens the repository with everything in it; with [`Access::Exclusive`] what an ended job left behind is
+/// removed.
 pub(super) fn open(job: &Job, access: Access) -> Result<Repository, Fault> {
-    let storage = lock(job, access)?;
+    open_on(job, Arc::new(lock(job, access)?))
+}
+
+/// As [`open`], without the snapshots that are damaged: the others can be used.
+pub(super) fn open_sound(job: &Job, access: Access) -> Result<Repository, Fault> {
+    let storage = SoundStorage::new(lock(job, access)?)?;
+    for id in storage.damaged() {
+        say(&Said::Log(format!("snapshot {id} is damaged and left out")));
+    }
+    open_on(job, Arc::new(storage))
+}
+
+/// As [`open`], after those of the given snapshots are removed whose files are damaged: the engine could not
+/// forget them.
+pub(super) fn open_without(job: &Job, ids: &BTreeSet<SnapshotId>) -> Result<Repository, Fault> {
+    let storage = SoundStorage::new(lock(job, Access::Exclusive)?)?;
+    for id in storage.damaged().filter(|id| ids.contains(&SnapshotId::new(**id))) {
+        storage.remove(FileKind::Snapshot, *id)?;
+    }
+    open_on(job, Arc::new(storage.into_files()))
+}
+
+fn open_on(job: &Job, storage: Arc<dyn Storage>) -> Result<Repository, Fault> {
     let secret = secret(job)?;
-    Repository::open(storage, &Credential::Secret(secret)).map_err(|error| match &error {
+    Repository::open(storage, &Credential::Secret(secret)).map_err(|error| match error {
         OpenError::Absent { .. } | OpenError::WrongCredential { .. } => {
             Fault { kind: FaultKind::Damaged, problem: crate::logging::chain(&error) }
         }
-        OpenError::Repository(_) => fault(&error),
+        OpenError::Repository(error) => error.into(),
     })
 }
 
-/// As [`open`], and makes it when there is none.
+/// As [`open_sound`], and makes it when there is none.
 pub(super) fn open_or_make(job: &Job) -> Result<Repository, Fault> {
     if exists(&job.repository).map_err(|error| fault(&error))? {
-        return open(job, Access::Exclusive);
+        return open_sound(job, Access::Exclusive);
     }
     let recovery = job.recovery.as_ref().map(|text| RecoveryPassword::parse(text.reveal()));
     let Some(Ok(recovery)) = recovery else {
         return Err(failed("there is no repository, and no password for a new one"));
     };
-    let storage = lock(job, Access::Exclusive)?;
+    let storage = Arc::new(lock(job, Access::Exclusive)?);
     let made = Repository::create(storage, &secret(job)?, &recovery, &mut rand::rng());
     made.map_err(|error| fault(&error))
 }
@@ -88,7 +113,7 @@ pub(super) fn stored(snapshot: &Snapshot) -> Stored {
     }
 }
 
-fn lock(job: &Job, access: Access) -> Result<Arc<DirectoryStorage>, Fault> {
+fn lock(job: &Job, access: Access) -> Result<DirectoryStorage, Fault> {
     let mut tries = 0;
     loop {
         match DirectoryStorage::open(&job.repository, access) {
@@ -96,7 +121,7 @@ fn lock(job: &Job, access: Access) -> Result<Arc<DirectoryStorage>, Fault> {
                 if access == Access::Exclusive {
                     sweep_staging(&job.staging)?;
                 }
-                return Ok(Arc::new(storage));
+                return Ok(storage);
             }
             Err(OpenDirectoryError::Busy { .. }) if tries < TRIES => thread::sleep(PAUSE),
             Err(error) => return Err(fault(&error)),

@@ -10,7 +10,7 @@ use claw_snapshot::{Access, Subtree, Watcher};
 use super::errors::{failed, fault, not_found, restore_fault};
 use super::link::Link;
 use super::protocol::{Fault, Job, Outcome};
-use super::repository::{exists, find, open};
+use super::repository::{exists, find, open_sound};
 use super::room;
 
 /// What half-made directories are called: `gen-3.partial`.
@@ -26,7 +26,7 @@ pub(super) fn restore(
     if !exists(&job.repository).map_err(|error| fault(&error))? {
         return Err(not_found(snapshot));
     }
-    let repository = open(job, Access::Exclusive)?;
+    let repository = open_sound(job, Access::Exclusive)?;
     let found = find(&repository, snapshot)?.ok_or_else(|| not_found(snapshot))?;
     let target = job.home.join(into);
     let partial = target.with_added_extension(PARTIAL);

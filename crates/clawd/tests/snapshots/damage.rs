@@ -68,6 +68,54 @@ fn a_missing_pack_is_seen_without_reading_data() {
 }
 
 #[test]
+fn one_snapshot_that_cannot_be_read_hides_no_other() {
+    run(async {
+        let ground = Ground::new();
+        ground.write("file", "content");
+        let first = ground.take("one").await.unwrap();
+        ground.take("two").await.unwrap();
+        let lost = ground.repository().join("snapshots").join(first.id.to_string());
+        flip(&lost);
+        assert_eq!(ground.names().await, ["two"]);
+        ground.restore("two", 2).await.unwrap();
+        let refused = ground.restore("one", 3).await.unwrap_err();
+        assert!(matches!(refused, SnapshotsError::NotFound(_)), "{refused:?}");
+        ground.take("three").await.unwrap();
+        assert_eq!(ground.names().await, ["two", "three"]);
+        let structure =
+            ground.worker.verify(&ground.instance, VerifyDepth::Structure, &silent).await.unwrap();
+        let id = first.id.to_string();
+        assert!(structure.damage.iter().any(|line| line.contains(&id)), "{structure:?}");
+        // What only that one needs is not taken for unneeded.
+        let refused =
+            ground.worker.forget(&ground.instance, &[].into(), &silent).await.unwrap_err();
+        assert!(matches!(refused, SnapshotsError::Damaged(_)), "{refused:?}");
+        ground.worker.forget(&ground.instance, &[first.id].into(), &silent).await.unwrap();
+        assert!(!lost.exists());
+        ground.assert_sound().await;
+    });
+}
+
+#[test]
+fn an_index_that_cannot_be_read_is_damage() {
+    run(async {
+        let ground = Ground::new();
+        ground.write("file", "content");
+        ground.take("one").await.unwrap();
+        for index in files_below(&ground.repository().join("index")) {
+            flip(&index);
+        }
+        let refused = ground.restore("one", 2).await.unwrap_err();
+        assert!(matches!(refused, SnapshotsError::Damaged(_)), "{refused:?}");
+        let found =
+            ground.worker.verify(&ground.instance, VerifyDepth::Structure, &silent).await.unwrap();
+        assert_eq!(found.affected, [snapshot("one")].into());
+        assert_eq!(fs::read(ground.live().join("file")).unwrap(), b"content");
+        assert!(!ground.generation(2).exists());
+    });
+}
+
+#[test]
 fn what_was_left_half_made_is_swept() {
     run(async {
         let ground = Ground::new();

@@ -4,6 +4,7 @@
 //! tests say that they did not run.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -23,7 +24,7 @@ const DROP_IN: &str = "/run/systemd/system/clawd-snapshots@.service.d/test.conf"
 /// A host with the units and nothing of the instance on it.
 fn here() -> Option<Ground> {
     if std::env::var_os("CLAW_LAB_HOST").is_none() {
-        println!("did not run: no lab host");
+        _ = writeln!(std::io::stderr(), "snapshots by units did not run: no lab host");
         return None;
     }
     for left in ["instances", "repo"] {
