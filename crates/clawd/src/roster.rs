@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use claw_core::backup::{SnapshotCause, SnapshotInfo};
 use claw_core::data::DataGeneration;
-use claw_core::name::InstanceName;
+use claw_core::name::{InstanceName, SnapshotName};
 use claw_core::observed::RestSnapshot;
 use claw_core::plan::DesiredInstance;
 use claw_core::time::Timestamp;
@@ -30,6 +30,8 @@ pub struct Member {
     pub down_since: Option<Timestamp>,
     /// Whether the data directory in use exists.
     pub data_present: bool,
+    /// The snapshot that is to be restored, or was restored last.
+    pub restore: Option<SnapshotName>,
     /// It is down and waits for a snapshot of what lies there.
     pub awaits: Option<SnapshotCause>,
     /// Data of which nobody writes any more and of which a snapshot is wanted before it may go.
@@ -183,6 +185,7 @@ impl Member {
             || self.up != other.up
             || self.down_since != other.down_since
             || self.data_present != other.data_present
+            || self.restore != other.restore
             || self.awaits != other.awaits
             || replaced(self) != replaced(other)
     }

@@ -10,13 +10,23 @@ use crate::name::InstanceName;
 use crate::stamp::Digest;
 use crate::time::Timestamp;
 
-/// When the next one is due: at the instance's own offset in every interval since 1970, after `last`.
-///
-/// Without a `last` one it is due at once.
+/// The first one is taken this long after an instance was first seen, and up to as much again later: a host on
+/// which many were just created has other things to do.
+pub const FIRST_AFTER: Duration = Duration::from_secs(10 * 60);
+
+/// When the first one is due, of an instance that has been there since `seen`.
 #[must_use]
-pub fn next_due(instance: &InstanceName, every: Duration, last: Option<Timestamp>) -> Timestamp {
+pub fn first_due(instance: &InstanceName, every: Duration, seen: Timestamp) -> Timestamp {
+    let least = FIRST_AFTER.min(every / 2);
+    let span = i64::try_from(least.as_millis()).unwrap_or(i64::MAX).max(1);
+    let jitter = u64::try_from(offset(instance, span)).unwrap_or(0);
+    seen.after(least).after(Duration::from_millis(jitter))
+}
+
+/// When the next one is due: at the instance's own offset in every interval since 1970, after `last`.
+#[must_use]
+pub fn next_due(instance: &InstanceName, every: Duration, last: Timestamp) -> Timestamp {
     let every = i64::try_from(every.as_millis()).unwrap_or(i64::MAX).max(1);
-    let Some(last) = last else { return Timestamp::from_millis(0) };
     let offset = offset(instance, every);
     let passed = last.millis().saturating_sub(offset).div_euclid(every);
     let next = passed.saturating_add(1).saturating_mul(every).saturating_add(offset);
@@ -51,21 +61,23 @@ mod tests {
     #[test]
     fn it_comes_back_at_the_instances_own_time() {
         let start = Timestamp::from_millis(1_795_237_200_000);
-        let first = next_due(&name("a"), HOUR, Some(start));
+        let first = next_due(&name("a"), HOUR, start);
         assert!(first.since(start) >= HOUR / 2 && first.since(start) <= HOUR * 3 / 2);
-        let second = next_due(&name("a"), HOUR, Some(first));
+        let second = next_due(&name("a"), HOUR, first);
         assert_eq!(second.since(first), HOUR);
-        let late = next_due(&name("a"), HOUR, Some(first.after(Duration::from_secs(60))));
+        let late = next_due(&name("a"), HOUR, first.after(Duration::from_secs(60)));
         assert_eq!(late, second, "one that was late does not move those after it");
-        assert_ne!(next_due(&name("b"), HOUR, Some(start)), first, "others have other times");
+        assert_ne!(next_due(&name("b"), HOUR, start), first, "others have other times");
     }
 
     #[test]
-    fn without_any_it_is_due_at_once_and_half_an_interval_is_late() {
-        let never = next_due(&name("a"), HOUR, None);
+    fn the_first_one_comes_soon_and_half_an_interval_is_late() {
         let now = Timestamp::from_millis(1_795_237_200_000);
-        assert!(never < now);
-        let due = next_due(&name("a"), HOUR, Some(now));
+        let first = first_due(&name("a"), HOUR, now);
+        assert!(first.since(now) >= FIRST_AFTER && first.since(now) <= 2 * FIRST_AFTER);
+        let often = Duration::from_secs(900);
+        assert!(first_due(&name("a"), often, now).since(now) <= often, "within its interval");
+        let due = next_due(&name("a"), HOUR, now);
         assert!(!is_overdue(due, HOUR, due.after(HOUR / 2)));
         assert!(is_overdue(due, HOUR, due.after(HOUR / 2 + Duration::from_millis(1))));
     }

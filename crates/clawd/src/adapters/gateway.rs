@@ -190,7 +190,8 @@ mod tests {
         };
         assert_eq!(look(STARTED, READY).await, GatewayAnswer::Started { ready: true });
         assert_eq!(look(STARTED, NOT_READY).await, GatewayAnswer::Started { ready: false });
-        assert_eq!(look(STARTED, DRAINING).await, GatewayAnswer::Draining);
+        let ends = (503, r#"{"ready":false,"failing":["gateway-draining"]}"#);
+        assert_eq!(look(STARTED, ends).await, GatewayAnswer::Draining);
         assert_eq!(look(STARTING, READY).await, GatewayAnswer::Starting(String::new()));
         assert!(matches!(look(PAGE, READY).await, GatewayAnswer::Failing(_)));
     }

@@ -129,6 +129,7 @@ mod tests {
     fn status_waits_a_tenth_of_a_second() {
         let mut outbox = Outbox::new(1, 1);
         outbox.heartbeat_due = false;
+        outbox.backups_due = false;
         outbox.status_sent(at(0));
         outbox.status_due = true;
         assert_eq!((outbox.due(at(99)), outbox.due(at(100))), (Due::Nothing, Due::Status));
@@ -140,6 +141,7 @@ mod tests {
         let mut outbox = Outbox::new(1, 1_000_000);
         outbox.status_sent(at(0));
         outbox.heartbeat_due = false;
+        outbox.backups_due = false;
         outbox.events_sent(1025);
         assert_eq!(outbox.due(at(0)), Due::Nothing);
         outbox.acknowledged(1024);

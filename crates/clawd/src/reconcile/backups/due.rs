@@ -8,7 +8,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use claw_core::backup::schedule::{is_overdue, next_due};
+use claw_core::backup::schedule::{first_due, is_overdue, next_due};
 use claw_core::backup::{BackupPolicy, SnapshotCause, SnapshotHealth, SnapshotInfo};
 use claw_core::name::InstanceName;
 use claw_core::observed::RestSnapshot;
@@ -213,7 +213,10 @@ pub(super) fn schedule(subject: &Subject<'_>, now: Timestamp) -> Option<Schedule
         Standing::Down(Some(since)) if newest.is_some_and(|at| at >= since) => return None,
         Standing::Up | Standing::Down(_) => {}
     }
-    let due = next_due(subject.name, every, newest);
+    let due = match newest {
+        Some(newest) => next_due(subject.name, every, newest),
+        None => first_due(subject.name, every, subject.record.first_seen),
+    };
     let overdue = match newest {
         Some(_) => is_overdue(due, every, now),
         None => now > subject.record.first_seen.after(every).after(every / 2),
@@ -304,7 +307,7 @@ impl Agenda<'_> {
         let Subject { name, record, forgettable, standing, .. } = self.subject;
         let after = |every, last: Option<Timestamp>| {
             let last = last.filter(|at| is_past(*at, now));
-            next_due(name, every, Some(last.unwrap_or(oldest)))
+            next_due(name, every, last.unwrap_or(oldest))
         };
         if *forgettable >= MANY {
             self.add(Timestamp::default(), Work::Prune);

@@ -128,7 +128,7 @@ impl Ledger {
         Needs {
             at_rest: member.awaits.is_some() || spec.is_none_or(|s| s.run == RunState::Paused),
             replaced: member.replaced.as_ref().map(|replaced| replaced.since),
-            restore: spec.and_then(|spec| spec.restore.as_ref()).map(|r| r.snapshot.clone()),
+            restore: member.restore.clone(),
         }
     }
 

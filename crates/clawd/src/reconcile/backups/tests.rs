@@ -571,6 +571,8 @@ fn an_instance_of_the_same_name_as_a_removed_one_begins_anew() {
         agent.up("a");
         agent.settle().await;
         agent.settle().await;
+        assert_eq!(agent.taken("a"), []);
+        agent.pass(HOUR).await;
         let names: Vec<SnapshotName> = agent.taken("a");
         assert_eq!(names.len(), 1, "{names:?}");
     });

@@ -352,11 +352,14 @@ fn verification_goes_round() {
         scene.record.data_part = 4;
     };
     check(fourth, "verify data, part 4");
-    let empty = |scene: &mut Scene| {
-        scene.list = Some(Vec::new());
-        scene.record = BackupRecord { first_seen: ago(MINUTE), ..BackupRecord::default() };
+    let empty = |since: Duration| {
+        move |scene: &mut Scene| {
+            scene.list = Some(Vec::new());
+            scene.record = BackupRecord { first_seen: ago(since), ..BackupRecord::default() };
+        }
     };
-    check(empty, "scheduled snapshot");
+    check(empty(MINUTE), "");
+    check(empty(HOUR), "scheduled snapshot");
 }
 
 #[test]

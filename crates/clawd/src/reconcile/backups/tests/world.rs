@@ -163,6 +163,7 @@ impl Running {
             up: self.agent.machine.runtime.container(&name(instance)).map(|c| c.id),
             down_since: None,
             data_present: true,
+            restore: None,
             awaits: None,
             replaced: None,
             bell: Rc::<Bell>::default(),
