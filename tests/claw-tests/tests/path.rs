@@ -343,7 +343,7 @@ fn an_instance_goes_through_everything_that_can_be_asked_of_it() -> Result<()> {
         assert!(!host.exec(&["test", "-e", "/run/clawd/secrets/demo"])?.success());
         assert!(!host.exec(&["test", "-e", "/var/lib/clawd/instances/demo"])?.success());
         let rows =
-            host.exec_ok(&["sh", "-c", "cat /var/lib/clawd/removed/demo.*/gen-1/state/rows"])?;
+            host.exec_ok(&["sh", "-c", "cat /var/lib/clawd/removed/demo.*/data/gen-1/state/rows"])?;
         assert_eq!(rows, "k\tkept");
         let steps = claw_tests::journal::steps(host, "demo")?;
         let unclear: Vec<_> =
