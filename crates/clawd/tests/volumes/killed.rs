@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clawd::ports::{Volumes, Writers};
 use rand::Rng;
 
-use crate::ground::{Ground, SECOND};
+use crate::ground::{Ground, SECOND, in_memory};
 
 /// Says to this very program that it is the agent that is killed, and where it works.
 const AGENT: &str = "CLAW_KILLED_COPY";
@@ -45,6 +45,8 @@ fn kill_at_some_moment(data: &std::path::Path, round: Duration) {
 #[tokio::test]
 async fn whatever_is_left_the_next_agent_finishes_it() {
     let dir = tempfile::tempdir().unwrap();
+    // A kill is no power cut: what was written stays, wherever it lies.
+    in_memory(dir.path(), "size=64m");
     let ground = Ground::at(&dir.path().join("lib"));
     for n in 0..FILES {
         ground.write(&format!("dir {}/{}/file {n}", n % 13, n % 5), &n.to_string().repeat(500));
@@ -58,7 +60,7 @@ async fn whatever_is_left_the_next_agent_finishes_it() {
     ground.volumes.remove(&ground.instance, SECOND).await.unwrap();
     let round = begun.elapsed();
     let (mut complete, mut half) = (0, 0);
-    for kill in 0..10 {
+    for kill in 0..30 {
         kill_at_some_moment(&dir.path().join("lib"), round);
         if ground.is_complete().await {
             ground.assert_same();

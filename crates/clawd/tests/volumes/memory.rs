@@ -5,7 +5,7 @@ use std::process::Command;
 
 use clawd::ports::Writers;
 
-use crate::ground::Ground;
+use crate::ground::{Ground, in_memory};
 
 /// Says to this very program that it is the one that is measured.
 const MEASURED: &str = "CLAW_MEASURED_COPY";
@@ -33,9 +33,10 @@ async fn measured_copy() {
 #[tokio::test]
 async fn memory_does_not_grow_with_the_tree() {
     let dir = tempfile::tempdir().unwrap();
+    in_memory(dir.path(), "size=64m");
     let ground = Ground::at(&dir.path().join("lib"));
     for n in 0..FILES {
-        ground.write(&format!("directory {}/file with some name {n}", n % 100), "x");
+        ground.write(&format!("directory {}/file with some name {n}", n % 100), "");
     }
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "memory::measured_copy", "--nocapture"])

@@ -1,7 +1,7 @@
 //! Any tree, and any change of it and of its copy between passes: the copy is the same afterwards.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use clawd::ports::Writers;
@@ -58,10 +58,12 @@ fn apply(root: &Path, change: &Change) {
         return;
     }
     let is_link = path.symlink_metadata().is_ok_and(|stat| stat.is_symlink());
+    // Opening a pipe waits for its other end.
+    let is_pipe = path.symlink_metadata().is_ok_and(|stat| stat.file_type().is_fifo());
     let text = change.value.to_string().repeat(usize::from(change.value % 300));
     let times = path.symlink_metadata().and_then(|stat| stat.modified());
     let _refused = match change.what {
-        0..=2 if !is_link => fs::write(&path, text),
+        0..=2 if !is_link && !is_pipe => fs::write(&path, text),
         3 => fs::create_dir(&path),
         4 => symlink(&other, &path),
         5 => fs::hard_link(&path, &other),
