@@ -17,6 +17,8 @@ use serde_json::json;
 const MANY: usize = 20;
 /// A snapshot of a few megabytes.
 const SOON: Duration = Duration::from_secs(30);
+/// The agent waits for about a minute after a snapshot that failed.
+const AFTER_A_FAILURE: Duration = Duration::from_secs(120);
 
 fn start(name: &str, host: HostOptions) -> Result<Rig> {
     let cache = Cache::open(progress::terminal())?;
@@ -256,7 +258,7 @@ fn a_disk_without_room_refuses_snapshots_and_damages_none() -> Result<()> {
         let pulse = demo.pulse("full")?;
         demo.ask_for(V2)?;
         fleet.until_status("demo", "the want of room to be said", PATIENCE, |status| {
-            status.to_string().contains("kept free")
+            format!("{} {}", status["message"], status["refused"]).contains("kept free")
         })?;
         let heard = pulse.stop()?;
         let failed: Vec<_> = heard.failures().take(5).collect();
@@ -266,7 +268,7 @@ fn a_disk_without_room_refuses_snapshots_and_damages_none() -> Result<()> {
     })?;
     rig.step("there is room again: the next one is taken", || {
         host.exec_ok(&["rm", "/var/lib/clawd/fill"])?;
-        fleet.take_snapshot("demo", "after", SOON)?;
+        fleet.take_snapshot("demo", "after", AFTER_A_FAILURE)?;
         Restic::of(fleet, host, "demo")?.run(&["check", "--read-data"]).map(drop)
     })
 }
