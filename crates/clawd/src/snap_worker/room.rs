@@ -32,13 +32,7 @@ pub(super) fn claim(place: &Path, needed: u64, reserve: Reserve) -> Result<(), F
         kind: FaultKind::Failed,
         problem: format!("looking how full {} is: {errno}", place.display()),
     })?;
-    // How wide the counts of blocks are depends on the platform.
-    #[allow(clippy::useless_conversion, reason = "32 bits on some platforms")]
-    let (block, free, all) = (
-        u64::from(found.fragment_size()),
-        u64::from(found.blocks_available()),
-        u64::from(found.blocks()),
-    );
+    let (block, free, all) = (found.fragment_size(), found.blocks_available(), found.blocks());
     let (free, all) = (free.saturating_mul(block), all.saturating_mul(block));
     let kept = (all / 1000).saturating_mul(reserve.permille).max(reserve.least_bytes);
     let usable = free.saturating_sub(kept);
