@@ -40,7 +40,14 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "clawd",
-        ours: &["claw-core", "claw-store", "claw-proto", "claw-identity", "openclaw"],
+        ours: &[
+            "claw-core",
+            "claw-store",
+            "claw-proto",
+            "claw-identity",
+            "claw-snapshot",
+            "openclaw",
+        ],
         never: WIRE,
     },
     Rule {

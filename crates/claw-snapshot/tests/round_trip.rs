@@ -159,6 +159,21 @@ fn attachments_come_with_the_snapshot() {
 }
 
 #[test]
+fn another_attachment_of_the_same_size_is_not_taken_for_the_old_one() {
+    let fixture = Fixture::with_repository();
+    fixture.write("file", "x");
+    let repository = fixture.open();
+    let name = AttachmentName::parse("spec").unwrap();
+    for content in ["one", "two", "six", "two"] {
+        let attachments = BTreeMap::from([(name.clone(), content.as_bytes().to_vec())]);
+        let source =
+            Source { attachments: attachments.clone(), ..Source::openclaw(&fixture.source()) };
+        let taken = repository.snapshot(&request(LATER), &source, Watcher::none()).unwrap();
+        assert_eq!(repository.attachments(taken.snapshot.id).unwrap(), attachments, "{content}");
+    }
+}
+
+#[test]
 fn what_exists_is_not_touched() {
     let fixture = Fixture::with_repository();
     fixture.write("file", "x");

@@ -6,8 +6,9 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustic_core::ReadSourceEntry;
+use claw_core::stamp::Digest;
 use rustic_core::repofile::{Metadata, Node, NodeType};
+use rustic_core::{ReadSourceEntry, jiff};
 
 use super::ledger::Ledger;
 use super::node::{DIRECTORY_MODE, GO_DIRECTORY};
@@ -50,8 +51,9 @@ impl fmt::Display for AttachmentName {
     }
 }
 
-/// The directory of the attachments and the attachments, in order. They have no times and no
-/// owner: equal attachments are equal files.
+/// The directory of the attachments and the attachments, in order. They have no owner, and for a time one
+/// that follows from their content: equal attachments are equal files, and others are not taken for
+/// the same, which the engine would do where name, size and times agree with the parent's.
 pub(crate) fn entries(
     attachments: &BTreeMap<AttachmentName, Vec<u8>>,
     ledger: &Arc<Ledger>,
@@ -63,13 +65,23 @@ pub(crate) fn entries(
     ledger.directory();
     for (name, content) in attachments {
         let size = u64::try_from(content.len()).unwrap_or(u64::MAX);
-        let meta = Metadata { mode: Some(0o400), size, ..Metadata::default() };
+        let ctime = time_of(content);
+        let meta = Metadata { mode: Some(0o400), size, ctime, ..Metadata::default() };
         let node = Node::new_node(OsStr::new(name.as_str()), NodeType::File, meta);
         let open = Some(Unopened(Content::bytes(content.clone())));
         entries.push(ReadSourceEntry { path: top.join(name.as_str()), node, open });
         ledger.file(size);
     }
     entries.into_iter()
+}
+
+/// A point in time between 1970 and 2106 that, but for one chance in 2^61, only this content has.
+fn time_of(content: &[u8]) -> Option<jiff::Timestamp> {
+    let digest = Digest::of(content);
+    let mut bytes = digest.as_bytes().iter().map(|byte| u32::from(*byte));
+    let mut number = || bytes.by_ref().take(4).fold(0_u32, |number, byte| (number << 8) | byte);
+    let (seconds, nanos) = (number(), number() % 1_000_000_000);
+    jiff::Timestamp::new(i64::from(seconds), i32::try_from(nanos).ok()?).ok()
 }
 
 #[cfg(test)]
