@@ -307,6 +307,8 @@ impl<M: Machine> Backups<M> {
             Ok(Some(ask)) => {
                 let Some(ledger) = self.ledgers.get_mut(&instance) else { return };
                 ledger.record.asks.push(ask);
+                // Whoever asks anew does not wait for what failed before.
+                ledger.attempts.cleared(Kind::Asked);
                 let record = ledger.record.clone();
                 self.answer_once_saved(&instance, record, reply);
             }
