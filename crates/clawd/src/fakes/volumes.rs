@@ -53,6 +53,13 @@ impl FakeVolumes {
         u64::try_from(characters).unwrap_or(u64::MAX).saturating_mul(self.room.borrow().weight)
     }
 
+    fn forget(&self, instance: &InstanceName, data: DataGeneration) {
+        let key = (instance.clone(), data);
+        let mut state = self.files.borrow_mut();
+        state.data.remove(&key);
+        state.unfinished.remove(&key);
+    }
+
     fn mirror(
         &self,
         instance: &InstanceName,
@@ -149,11 +156,7 @@ impl Volumes for FakeVolumes {
         if !call.may_begin().await {
             return Err(failed("removing", instance, data));
         }
-        let key = (instance.clone(), data);
-        let mut state = self.files.borrow_mut();
-        state.data.remove(&key);
-        state.unfinished.remove(&key);
-        drop(state);
+        self.forget(instance, data);
         if call.may_end().await { Ok(()) } else { Err(failed("removing", instance, data)) }
     }
 }

@@ -177,7 +177,8 @@ fn entry(root: &Path, path: &Path, names: &mut BTreeMap<u64, PathBuf>) -> Option
     } else {
         return None;
     };
-    let name = (kind == "file").then(|| names.entry(stat.ino()).or_insert(path.to_owned()).clone());
+    let name = (kind == "file")
+        .then(|| names.entry(stat.ino()).or_insert_with(|| path.to_owned()).clone());
     let extended = (kind != "link").then(|| extended(&full)).flatten();
     let (mode, owner) = (stat.mode() & 0o7777, (stat.uid(), stat.gid()));
     let modified = (stat.mtime(), stat.mtime_nsec());

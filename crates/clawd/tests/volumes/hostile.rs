@@ -41,7 +41,7 @@ async fn links_that_come_and_go_lead_nowhere() {
     }
     let (dir, aside) = (ground.first("dir"), ground.first("aside"));
     let change = move |times: u64| {
-        if times % 2 == 0 {
+        if times.is_multiple_of(2) {
             fs::rename(&dir, &aside).unwrap();
             symlink(&outside, &dir).unwrap();
         } else {

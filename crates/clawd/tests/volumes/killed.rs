@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use clawd::ports::{Volumes, Writers};
+use clawd::adapters::clock::SystemClock;
+use clawd::ports::{Clock as _, Volumes, Writers};
 use rand::Rng;
 
 use crate::ground::{Ground, SECOND, in_memory};
@@ -29,6 +30,7 @@ async fn killed_agent() {
 }
 
 /// Until it has got as far as one round takes, at most.
+#[expect(clippy::disallowed_methods, reason = "the adapter runs in a process of its own here")]
 fn kill_at_some_moment(data: &std::path::Path, round: Duration) {
     let mut agent = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "killed::killed_agent", "--nocapture"])
@@ -53,12 +55,12 @@ async fn whatever_is_left_the_next_agent_finishes_it() {
     }
     fs::hard_link(ground.first("dir 0/0/file 0"), ground.first("another name")).unwrap();
     ground.settle().await;
-    let begun = Instant::now();
+    let begun = SystemClock.now();
     for writers in [Writers::Somebody, Writers::Held, Writers::Nobody] {
         ground.copy(writers).await;
     }
     ground.volumes.remove(&ground.instance, SECOND).await.unwrap();
-    let round = begun.elapsed();
+    let round = SystemClock.now().since(begun);
     let (mut complete, mut half) = (0, 0);
     for kill in 0..30 {
         kill_at_some_moment(&dir.path().join("lib"), round);

@@ -31,6 +31,7 @@ async fn measured_copy() {
 }
 
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the adapter runs in a process of its own here")]
 async fn memory_does_not_grow_with_the_tree() {
     let dir = tempfile::tempdir().unwrap();
     in_memory(dir.path(), "size=64m");

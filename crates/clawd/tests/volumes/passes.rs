@@ -103,7 +103,7 @@ async fn what_a_rehearsal_has_done_is_undone() {
     fs::hard_link(ground.second("empty"), ground.second("another name")).unwrap();
     fs::remove_file(ground.second("openclaw.json")).unwrap();
     fs::create_dir_all(ground.second("openclaw.json/in/the/way")).unwrap();
-    fs::set_permissions(ground.second("cache"), PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(ground.second("cache"), PermissionsExt::from_mode(0o000)).unwrap();
     fs::write(ground.second("tmp/scratch"), "of the rehearsal").unwrap();
     ground.copy(Writers::Nobody).await;
     ground.assert_same();

@@ -56,7 +56,7 @@ impl Trials for Docker {
         let client = self.client()?;
         if let Some(wanted) = &trial.network {
             let request = NetworkCreateRequest {
-                // No route out, whatever becomes of the firewall: only the host reaches it.
+                // Docker's own rules keep it in, whatever becomes of ours: only the host reaches it.
                 internal: Some(true),
                 labels: Some(labels(instance)),
                 ..network::isolated_request(trial_name(instance), wanted)

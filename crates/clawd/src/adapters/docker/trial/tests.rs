@@ -6,7 +6,7 @@ use super::*;
 use crate::ports::Mounts;
 
 fn trial(network: Option<InstanceNetwork>, command: Option<&[&str]>) -> Trial {
-    let plan: ContainerPlan = super::super::container::tests::plan();
+    let plan: ContainerPlan = container::tests::plan();
     Trial {
         container: ContainerPlan { image: ImageRef::parse("openclaw:next").unwrap(), ..plan },
         mounts: Mounts {
