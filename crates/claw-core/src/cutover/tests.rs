@@ -119,8 +119,8 @@ fn a_restore_without_any_data_brings_the_first() {
 fn without_its_data_nothing_is_started_in_its_place() {
     let wish = restore("openclaw:1", 1);
     let Course::Begin(cutover) = decide(&wish, &Record::default()) else { panic!("begins") };
-    let mut record = Record::default();
-    record.cutover = Some(cutover.failed("no such snapshot".to_owned(), Verdict::Failed));
+    let failed = cutover.failed("no such snapshot".to_owned(), Verdict::Failed);
+    let mut record = Record { cutover: Some(failed), ..Record::default() };
     record.end_cutover(NOW);
     assert_eq!(decide(&wish, &record), Course::Hold);
 }

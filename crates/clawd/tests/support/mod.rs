@@ -117,7 +117,7 @@ impl World {
         let agent = Rc::new(Agent {
             machine: self.machine.clone(),
             journal,
-            roster: std::rc::Rc::default(),
+            roster: Rc::default(),
             board: Board::default(),
             settings: Settings::default(),
         });
