@@ -197,6 +197,15 @@ fn the_first_snapshot_needs_no_coordinator_and_a_drill_proves_it() -> Result<()>
         fleet.kill_coordinator()
     })?;
     rig.step("the agent takes its first scheduled snapshot all the same", || {
+        // It comes ten minutes after the instance: as if it had been there for long.
+        until(PATIENCE, "the agent to have seen the instance", || {
+            host.exec_ok(&["systemctl", "stop", "clawd.service"])?;
+            let edited = journal::edit_backup_note(host, "demo", |note| {
+                note["first_seen"] = 0.into();
+            });
+            host.exec_ok(&["systemctl", "start", "clawd.service"])?;
+            Ok(edited.ok())
+        })?;
         let listed = outside(host, "/var/lib/clawd/repo/demo/snapshots")?;
         until(PATIENCE, "a snapshot", || {
             Ok((std::fs::read_dir(&listed)?.count() == 1).then_some(()))
