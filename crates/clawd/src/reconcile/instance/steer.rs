@@ -3,6 +3,8 @@
 //! Every change of what is remembered is durable before its effect. Where a change fails, the version
 //! before comes back, and only then anybody thinks about why.
 
+mod versions;
+
 use std::rc::Rc;
 
 use claw_core::backup::SnapshotCause;
@@ -12,7 +14,6 @@ use claw_core::cutover::{
 };
 use claw_core::data::DataGeneration;
 use claw_core::event::{EventKind, Severity};
-use claw_core::host::HostState;
 use claw_core::observed::{ContainerState, Exit, ObservedContainer};
 use claw_core::plan::{
     DesiredInstance, Plan, Step, StopReason, Target, Wait, container_digest, container_plan,
@@ -28,9 +29,9 @@ use crate::journal::{Role, Versions};
 use crate::logging::chain;
 use crate::machine::Machine;
 use crate::ports::{Clock as _, Host as _};
-use crate::reconcile::accept;
 use crate::reconcile::prepare::{Order, PrepareError, Prepared, prepare};
 use crate::roster::ReplacedData;
+use versions::{decode, with_spec};
 
 /// How long a version that failed may take to end: it is not needed any more.
 const FAILED_GRACE: std::time::Duration = std::time::Duration::from_secs(10);
@@ -553,77 +554,6 @@ impl<M: Machine> InstanceLoop<M> {
         self.persist(wanted).await
     }
 
-    fn digest_of_confirmed(
-        &self,
-        wanted: &DesiredInstance,
-        active: &Deployment,
-    ) -> Option<claw_core::stamp::Digest> {
-        let confirmed = self.steering.confirmed.as_deref()?;
-        let Target::Present { spec, .. } = &wanted.target else { return None };
-        let desired = DesiredInstance { data: active.data, ..wanted.clone() };
-        Some(container_digest(&desired, &held_back(confirmed, spec)))
-    }
-
-    /// An instance as one of its versions wants it.
-    pub(super) fn version(
-        &mut self,
-        wanted: &Rc<DesiredInstance>,
-        version: Version,
-    ) -> Rc<DesiredInstance> {
-        if let Some((of, which, desired)) = &self.steering.cached
-            && Rc::ptr_eq(of, wanted)
-            && *which == version
-        {
-            return Rc::clone(desired);
-        }
-        let desired = Rc::new(self.make_version(wanted, version));
-        self.steering.cached = Some((Rc::clone(wanted), version, Rc::clone(&desired)));
-        desired
-    }
-
-    fn make_version(&self, wanted: &DesiredInstance, version: Version) -> DesiredInstance {
-        let (Version::Wanted(data) | Version::Confirmed(data)) = version;
-        let as_wanted = DesiredInstance { data, ..wanted.clone() };
-        let (Version::Confirmed(_), Target::Present { spec, .. }) = (version, &wanted.target)
-        else {
-            return as_wanted;
-        };
-        let confirmed = self.steering.confirmed.as_deref();
-        let held = confirmed.map(|confirmed| held_back(confirmed, spec));
-        match held.and_then(|held| with_spec(wanted, &held, data)) {
-            Some(desired) => desired,
-            // Its spec is lost, with the key that sealed it: the old image with today's configuration is the
-            // nearest to what ran.
-            None => {
-                let image = self.remembered.record.active.as_ref().map(|a| a.image.clone());
-                let image = image.unwrap_or_else(|| spec.image.clone());
-                with_spec(wanted, &InstanceSpec { image, ..(**spec).clone() }, data)
-                    .unwrap_or(as_wanted)
-            }
-        }
-    }
-
-    /// Keeps the spec that is confirmed now, and the one that it replaced.
-    async fn keep(
-        &mut self,
-        wanted: &DesiredInstance,
-        spec: &InstanceSpec,
-        replaced: Option<&InstanceSpec>,
-    ) -> Result<(), String> {
-        let new = encode(wanted, spec);
-        let old = replaced.map(|spec| encode(wanted, spec));
-        let mut versions: Vec<(Role, &[u8])> = vec![(Role::Confirmed, &new)];
-        versions.extend(old.as_ref().map(|old| (Role::Replaced, old.as_slice())));
-        let job = self.agent.journal.keep_versions(&wanted.name, &self.remembered, &versions);
-        job.await.map_err(|error| chain(&error))?;
-        if let Some(replaced) = replaced {
-            self.steering.replaced = Some(Rc::new(replaced.clone()));
-        }
-        self.steering.confirmed = Some(Rc::new(spec.clone()));
-        self.steering.cached = None;
-        Ok(())
-    }
-
     /// Makes what is remembered durable; until it is, nothing goes on.
     async fn persist(&mut self, wanted: &DesiredInstance) -> Next {
         let job = self.agent.journal.keep_versions(&wanted.name, &self.remembered, &[]);
@@ -721,38 +651,4 @@ fn ended(exit: Exit) -> String {
 
 const fn cause(restore: bool) -> SnapshotCause {
     if restore { SnapshotCause::Restore } else { SnapshotCause::Update }
-}
-
-fn with_spec(
-    wanted: &DesiredInstance,
-    spec: &InstanceSpec,
-    data: DataGeneration,
-) -> Option<DesiredInstance> {
-    let delivery = match accept::deliver(spec, wanted.network.gateway()) {
-        Ok(delivery) => delivery,
-        Err(faults) => {
-            // It was accepted once; an agent with stricter rules may refuse it now.
-            tracing::error!(instance = wanted.name.as_str(), %faults, "a version cannot be used");
-            return None;
-        }
-    };
-    let target = Target::Present { spec: Box::new(spec.clone()), delivery: Box::new(delivery) };
-    Some(DesiredInstance { data, target, ..wanted.clone() })
-}
-
-/// A spec as it is kept: as a host's state with this one instance.
-fn encode(wanted: &DesiredInstance, spec: &InstanceSpec) -> zeroize::Zeroizing<Vec<u8>> {
-    let instances = [(wanted.name.clone(), spec.clone())].into();
-    let state = HostState { instances, ..HostState::default() };
-    zeroize::Zeroizing::new(claw_proto::convert::session::encode_host_state(&state).to_vec())
-}
-
-fn decode(bytes: &[u8]) -> Option<InstanceSpec> {
-    match claw_proto::convert::session::decode_host_state(bytes) {
-        Ok(state) => state.instances.into_values().next(),
-        Err(error) => {
-            tracing::error!(%error, "a version cannot be read");
-            None
-        }
-    }
 }
