@@ -4,6 +4,7 @@ mod support;
 
 use std::time::Duration;
 
+use claw_core::data::DataGeneration;
 use claw_core::event::EventKind;
 use claw_core::name::ImageRef;
 use claw_core::report::Phase;
@@ -87,6 +88,39 @@ fn wherever_the_agent_is_killed_the_next_one_converges_with_one_container() {
             });
         }
     }
+}
+
+/// The data before a change is deleted for the next change's sake only when a snapshot holds it.
+#[test]
+fn a_change_waits_until_a_snapshot_holds_the_data_before_the_last_one() {
+    run(async {
+        let world = World::new();
+        let agent = world.start();
+        let runs_on = |image: &str| {
+            let active = agent.report(&name("a")).and_then(|report| report.active);
+            active.is_some_and(|active| active.image.as_str() == image)
+        };
+        let first = DataGeneration::FIRST;
+        let held = || world.machine.files.data(&name("a"), first).is_some();
+        agent.persist(1, &state(&[("a", spec())])).await;
+        agent.until_phase("a", Phase::Running).await;
+        world.mishaps().named("take-snapshot", 1_000, Mishap::FailsBefore);
+        let mut changed = spec();
+        changed.image = ImageRef::parse(OTHER_IMAGE).unwrap();
+        agent.persist(2, &state(&[("a", changed)])).await;
+        agent.until("updated", || runs_on(OTHER_IMAGE)).await;
+        agent.persist(3, &state(&[("a", spec())])).await;
+        let waits = || {
+            let operation = agent.report(&name("a")).and_then(|report| report.operation);
+            operation
+                .is_some_and(|operation| operation.stage.starts_with("waiting for the snapshot"))
+        };
+        agent.until("it waits", waits).await;
+        assert!(held() && runs_on(OTHER_IMAGE));
+        world.mishaps().clear();
+        agent.until("it goes on", || runs_on(IMAGE)).await;
+        agent.until("and the oldest data goes", || !held()).await;
+    });
 }
 
 /// Effects of an update with its rehearsal, and of a removal.

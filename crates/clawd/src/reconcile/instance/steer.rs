@@ -132,7 +132,13 @@ impl<M: Machine> InstanceLoop<M> {
         self.show_change(wanted);
         match course {
             Course::Plain(version) => Steered::Run(self.version(wanted, version)),
-            Course::Begin(cutover) => Steered::Over(self.begin(wanted, cutover).await),
+            Course::Begin(cutover) => match self.replaced_not_held(wanted) {
+                Some(since) => {
+                    self.show_wait(wanted, &cutover, since);
+                    Steered::Run(self.version(wanted, Version::Confirmed(self.data_in_use())))
+                }
+                None => Steered::Over(self.begin(wanted, cutover).await),
+            },
             Course::Prepare(version) => {
                 self.make_ready(wanted, version);
                 match version {
@@ -257,6 +263,29 @@ impl<M: Machine> InstanceLoop<M> {
         }
         let wanted = Rc::clone(&preparation.wanted);
         self.persist(&wanted).await;
+    }
+
+    /// Since when there is data of the version before of which no snapshot is held yet. Only one such directory
+    /// is kept, and the next change takes its place: that waits until a snapshot holds it.
+    fn replaced_not_held(&mut self, wanted: &Rc<DesiredInstance>) -> Option<Timestamp> {
+        let since = self.replaced_data(wanted)?.since;
+        let held = self.agent.roster.held(&wanted.name).holds_replaced(since);
+        (!held).then_some(since)
+    }
+
+    fn data_in_use(&self) -> DataGeneration {
+        let active = self.remembered.record.active.as_ref();
+        active.map_or(DataGeneration::FIRST, |active| active.data)
+    }
+
+    fn show_wait(&self, wanted: &DesiredInstance, cutover: &Cutover, since: Timestamp) {
+        let report = OperationReport {
+            kind: cutover.kind(),
+            stage: "waiting for the snapshot of the data before".to_owned(),
+            permille: None,
+            since,
+        };
+        self.agent.board.change(&wanted.name, Some(report));
     }
 
     async fn begin(&mut self, wanted: &DesiredInstance, cutover: Cutover) -> Next {
