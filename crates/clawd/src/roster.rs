@@ -24,6 +24,8 @@ use crate::reconcile::Bell;
 pub struct Member {
     /// What runs or shall run, with the data directory in use.
     pub effective: Rc<DesiredInstance>,
+    /// Of one that is being removed: what ran last on the data in use, if that is kept.
+    pub last: Option<Rc<DesiredInstance>>,
     /// Docker's id of its container while that is up.
     pub up: Option<String>,
     /// When its container ended, if it has one that is down.

@@ -136,6 +136,32 @@ fn a_removal_takes_the_last_snapshot_first() {
 }
 
 #[test]
+fn a_last_snapshot_by_another_agent_still_has_the_spec() {
+    run(async {
+        let world = World::new();
+        let agent = world.start();
+        agent.persist(1, &state(&[("a", spec())])).await;
+        agent.until_phase("a", Phase::Running).await;
+        world.mishaps().named("take-snapshot", 1, Mishap::HangsBefore);
+        let mut gone = state(&[]);
+        gone.confirm_removal.insert(name("a"));
+        agent.persist(2, &gone).await;
+        let taking = || world.mishaps().effects().iter().any(|effect| effect == "take-snapshot");
+        agent.until("a snapshot is under way", taking).await;
+        agent.kill().await;
+        world.mishaps().clear();
+        let agent = world.start();
+        agent.until_phase("a", Phase::Removed).await;
+        let held = held(&world).await;
+        let [last] = &held[..] else { panic!("{held:#?}") };
+        assert_eq!((last.cause, &last.image), (SnapshotCause::Final, &spec().image));
+        let bytes = world.machine.snapshots.assignment(&name("a"), &last.name).unwrap();
+        let (of, kept) = claw_proto::convert::spec::decode_assignment(&bytes).unwrap();
+        assert_eq!((of, kept.image), (name("a"), spec().image));
+    });
+}
+
+#[test]
 fn a_person_takes_a_snapshot_through_the_hosts_loop() {
     run(async {
         let world = World::new();

@@ -220,12 +220,14 @@ impl<M: Machine> InstanceLoop<M> {
         let data_present = facts.is_some_and(|facts| facts.files.data_present);
         let awaits = (plan.wait == Wait::Snapshot).then_some(cause);
         let replaced = self.replaced_data(wanted);
+        let last = self.last_version(wanted);
         let restore = match &wanted.target {
             Target::Present { spec, .. } => spec.restore.as_ref().map(|r| r.snapshot.clone()),
             Target::Removed => None,
         };
         self.agent.roster.publish(Member {
             effective: Rc::clone(effective),
+            last,
             up,
             down_since,
             data_present,

@@ -11,6 +11,7 @@ use claw_core::backup::{BackupReport, MAX_LISTED, SnapshotCause, SnapshotHealth,
 use claw_core::cutover::Migration;
 use claw_core::event::{EventKind, Severity};
 use claw_core::name::SnapshotName;
+use claw_core::offsite::OffsiteReport;
 use claw_core::plan::{DesiredInstance, Target};
 use claw_core::spec::{InstanceSpec, RunState};
 use claw_core::time::Timestamp;
@@ -101,6 +102,8 @@ impl Ledger {
     pub(super) fn follow(&mut self, member: &Member) {
         if matches!(member.effective.target, Target::Present { .. }) {
             self.described = Some(Rc::clone(&member.effective));
+        } else if self.described.is_none() {
+            self.described.clone_from(&member.last);
         }
         let elsewhere = |gave_up: GaveUp| gave_up.down_since != member.down_since;
         if member.up.is_some() || self.gave_up.is_some_and(elsewhere) {
@@ -184,7 +187,7 @@ impl Ledger {
             problem: self.attempts.problem().to_owned(),
             verified_at: self.record.sound_at,
             drilled_at: self.record.drilled_at,
-            replicated_at: None,
+            offsite: OffsiteReport::default(),
         }
     }
 

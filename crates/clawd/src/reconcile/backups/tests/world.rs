@@ -160,6 +160,7 @@ impl Running {
         self.agent.machine.files.write(&name(instance), data, &path, "of the first");
         Member {
             effective: Rc::new(desired),
+            last: None,
             up: self.agent.machine.runtime.container(&name(instance)).map(|c| c.id),
             down_since: None,
             data_present: true,

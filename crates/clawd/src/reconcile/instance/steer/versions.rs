@@ -44,6 +44,19 @@ impl<M: Machine> InstanceLoop<M> {
         desired
     }
 
+    /// What ran last on the data in use, where what is wanted does not say it: of a removed instance.
+    pub(in super::super) fn last_version(
+        &self,
+        wanted: &DesiredInstance,
+    ) -> Option<Rc<DesiredInstance>> {
+        if matches!(wanted.target, Target::Present { .. }) {
+            return None;
+        }
+        let active = self.remembered.record.active.as_ref();
+        let data = active.map_or(DataGeneration::FIRST, |active| active.data);
+        with_spec(wanted, self.steering.confirmed.as_deref()?, data).map(Rc::new)
+    }
+
     fn make_version(&self, wanted: &DesiredInstance, version: Version) -> DesiredInstance {
         let (Version::Wanted(data) | Version::Confirmed(data)) = version;
         let as_wanted = DesiredInstance { data, ..wanted.clone() };
