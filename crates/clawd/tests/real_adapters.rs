@@ -8,7 +8,14 @@
 #[cfg(test)]
 mod firewall_adapter;
 #[cfg(test)]
+#[path = "snapshots/ground.rs"]
+#[expect(dead_code, reason = "more of it is for the tests without a service manager")]
+mod ground;
+#[cfg(test)]
 mod lab;
+#[cfg(test)]
+#[path = "snapshots/systemd.rs"]
+mod snapshot_units;
 
 use std::time::Duration;
 

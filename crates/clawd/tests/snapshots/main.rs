@@ -13,4 +13,3 @@ mod keys;
 mod memory;
 mod processes;
 mod room;
-mod systemd;
