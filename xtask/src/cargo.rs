@@ -6,10 +6,12 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use claw_lab::command;
 
-/// The workspace's root.
+/// The workspace's root. `cargo run` says where it is: a program that another clone has built into the same
+/// target directory knows of that one only.
 pub(crate) fn root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_path_buf()
+    let here = std::env::var_os("CARGO_MANIFEST_DIR");
+    let here = here.map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    here.parent().map_or_else(|| here.clone(), Path::to_path_buf)
 }
 
 /// The directory of what is costly to make, outside the clone: `$CLAW_CACHE`, else `/var/cache/claw`.

@@ -21,11 +21,11 @@ pub fn static_binary(package: &str) -> Result<PathBuf> {
     let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace('-', "_"));
     let mut cargo = command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // Its own directory: the other flags would make everything else built there stale.
-    let target = target_dir().join("static");
+    let target = target_dir()?.join("static");
     cargo
         .args(["build", "--quiet", "--message-format=json", "--package", package])
         .args(["--target", &triple])
-        .current_dir(workspace())
+        .current_dir(workspace()?)
         .env("CARGO_TARGET_DIR", target)
         .env(flags, "-C target-feature=+crt-static")
         .env_remove("RUSTFLAGS")
@@ -39,13 +39,19 @@ pub fn static_binary(package: &str) -> Result<PathBuf> {
     found.with_context(|| format!("cargo built no program of {package}"))
 }
 
-/// The workspace's directory.
-fn workspace() -> &'static Path {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    own.ancestors().nth(2).unwrap_or(own)
+/// The workspace's directory: that of the package that cargo or nextest runs, or else that which built this. A
+/// target directory can be that of two clones.
+fn workspace() -> Result<PathBuf> {
+    let runs = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let own = runs.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
+    let root = own.ancestors().find(|dir| dir.join("Cargo.lock").exists()).map(Path::to_path_buf);
+    root.with_context(|| format!("no workspace around {}", own.display()))
 }
 
 /// Where cargo puts what it builds.
-fn target_dir() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+fn target_dir() -> Result<PathBuf> {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(chosen) => Ok(PathBuf::from(chosen)),
+        None => Ok(workspace()?.join("target")),
+    }
 }

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 
 use crate::Fleet;
 
-/// The client's source; see its own description of the protocol.
-const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/python/client.py");
+/// The client; see its own description of the protocol. As text: a path would be that of the clone that built
+/// this.
+const CLIENT: &str = include_str!("../python/client.py");
 
 /// A running client with one connection. Dropping it ends it.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ impl ThirdParty {
     /// When Python cannot be started.
     pub fn start(python: &Path, fleet: &Fleet, identity: &Path) -> Result<Self> {
         let mut client = command(python);
-        client.arg(SOURCE).arg(fleet.endpoint().to_string()).arg(identity);
+        client.args(["-c", CLIENT]).arg(fleet.endpoint().to_string()).arg(identity);
         client.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = client.spawn().context("cannot start Python")?;
         let requests = child.stdin.take().context("no stdin")?;
