@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "claw.node.v1.DesiredState",
             "claw.node.v1.InstanceAssignment",
             "claw.node.v1.RepositoryEscrow",
+            "claw.node.v1.OffsiteStorage",
             "claw.fleet.v1.InstanceSpec",
             "claw.fleet.v1.FetchGatewayTokenResponse",
             "claw.fleet.v1.FetchRecoveryPasswordResponse",

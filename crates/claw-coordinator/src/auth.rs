@@ -94,6 +94,7 @@ pub const METHODS: &[Method] = &[
     unary("claw.node.v1.EnrolmentService/Enrol", Who::Anybody),
     unary("claw.node.v1.EnrolmentService/Renew", AGENT),
     stream("claw.node.v1.NodeService/Session", AGENT),
+    stream("claw.node.v1.NodeService/Transfer", AGENT),
     unary("claw.fleet.v1.HostService/CreateHost", WRITE),
     unary("claw.fleet.v1.HostService/GetHost", READ),
     unary("claw.fleet.v1.HostService/ListHosts", READ),

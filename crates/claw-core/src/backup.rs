@@ -11,6 +11,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::name::{ImageRef, NameError, SnapshotName};
+use crate::offsite::{OffsitePolicy, OffsiteReport};
 use crate::stamp::{Digest, Generation};
 use crate::time::Timestamp;
 
@@ -23,6 +24,8 @@ pub struct BackupPolicy {
     pub retention: Retention,
     /// Between two restore drills; none: there are none.
     pub drill_every: Option<Duration>,
+    /// Whether they are copied off-site.
+    pub offsite: OffsitePolicy,
 }
 
 impl BackupPolicy {
@@ -43,6 +46,7 @@ impl Default for BackupPolicy {
             every: Some(Duration::from_secs(24 * 3600)),
             retention: Retention::default(),
             drill_every: Some(Duration::from_secs(30 * 24 * 3600)),
+            offsite: OffsitePolicy::Auto,
         }
     }
 }
@@ -185,6 +189,8 @@ pub struct SnapshotInfo {
     pub added_bytes: u64,
     /// Whether it is known to be damaged.
     pub health: SnapshotHealth,
+    /// Whether all of it was copied off-site.
+    pub offsite: bool,
 }
 
 /// How the snapshots of an instance stand. Complete, so that the last one says everything.
@@ -204,8 +210,8 @@ pub struct BackupReport {
     pub verified_at: Option<Timestamp>,
     /// When a restore drill last passed.
     pub drilled_at: Option<Timestamp>,
-    /// When everything was last copied off-site.
-    pub replicated_at: Option<Timestamp>,
+    /// How its copy off-site stands.
+    pub offsite: OffsiteReport,
 }
 
 /// Most snapshots of one instance that are listed upwards.

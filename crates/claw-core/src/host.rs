@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::firewall::HostPolicy;
 use crate::name::InstanceName;
+use crate::offsite::OffsiteStorage;
 use crate::spec::InstanceSpec;
 
 /// Most bytes of a host's encoded desired state: 8 MiB, twice tonic's default message bound and
@@ -19,6 +20,8 @@ pub struct HostState {
     pub confirm_removal: BTreeSet<InstanceName>,
     /// What may come in to the host.
     pub firewall: HostPolicy,
+    /// Where repositories are copied to; none: nowhere.
+    pub offsite: Option<OffsiteStorage>,
 }
 
 /// Instances that a state would drop without naming them.

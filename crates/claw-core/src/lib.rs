@@ -19,6 +19,7 @@ pub mod firewall;
 pub mod host;
 pub mod name;
 pub mod observed;
+pub mod offsite;
 pub mod plan;
 pub mod report;
 pub mod restart;

@@ -87,6 +87,18 @@ pub struct RestoreOrder {
     pub number: u64,
     /// From which snapshot.
     pub snapshot: SnapshotName,
+    /// Where it is read.
+    pub from: RestoreSource,
+}
+
+/// Where a snapshot is read when data of an earlier time shall come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum RestoreSource {
+    /// In the host's own repository.
+    #[default]
+    Host,
+    /// In the copy off-site, straight: the host's own repository is damaged, for example.
+    Offsite,
 }
 
 /// A text that must never be shown: `Debug` and `Display` print its length only.

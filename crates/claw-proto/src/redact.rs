@@ -38,6 +38,16 @@ impl fmt::Debug for node::v1::RepositoryEscrow {
     }
 }
 
+impl fmt::Debug for node::v1::OffsiteStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OffsiteStorage")
+            .field("endpoint", &self.endpoint)
+            .field("bucket", &self.bucket)
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for fleet::v1::InstanceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InstanceSpec")

@@ -7,6 +7,7 @@
 //!
 //! The agent runs on one thread, so futures need not be `Send`.
 
+mod carry;
 mod data;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +28,7 @@ use claw_core::time::Timestamp;
 use claw_core::unit::{CpuMillis, PidsLimit};
 use tokio::sync::mpsc;
 
+pub use carry::{Carried, MAX_PIECE, Offsite, OffsitePlace, Pipe, PipeError, Surplus, Transfers};
 pub use data::{
     Copied, JobProgress, Measure, Quiesce, RepositoryKeys, SnapshotList, SnapshotOrder, Snapshots,
     SnapshotsError, Trial, TrialState, Trials, Verification, VerifyDepth, VolumeError, Volumes,

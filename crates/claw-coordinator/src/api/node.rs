@@ -33,6 +33,15 @@ impl NodeApi {
 #[tonic::async_trait]
 impl NodeService for NodeApi {
     type SessionStream = ReceiverStream<Result<node::SessionResponse, Status>>;
+    type TransferStream = ReceiverStream<Result<node::TransferResponse, Status>>;
+
+    async fn transfer(
+        &self,
+        request: Request<Streaming<node::TransferRequest>>,
+    ) -> Result<Response<Self::TransferStream>, Status> {
+        caller_of(&request)?;
+        Err(Refusal::NotFound { resource: "transfer".to_owned() }.into())
+    }
 
     async fn session(
         &self,

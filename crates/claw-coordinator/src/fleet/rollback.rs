@@ -5,7 +5,7 @@
 
 use claw_core::backup::SnapshotInfo;
 use claw_core::name::{InstanceName, SnapshotName};
-use claw_core::spec::RestoreOrder;
+use claw_core::spec::{RestoreOrder, RestoreSource};
 use claw_core::time::Timestamp;
 use claw_proto::convert::name::snapshot_resource;
 use claw_proto::fleet::v1 as fleet;
@@ -84,7 +84,7 @@ impl Fleet {
 fn order(instance: &mut InstanceRow, snapshot: SnapshotName) {
     let counters = &mut instance.counters;
     let number = counters.restore.as_ref().map_or(0, |order| order.number).saturating_add(1);
-    counters.restore = Some(RestoreOrder { number, snapshot });
+    counters.restore = Some(RestoreOrder { number, snapshot, from: RestoreSource::Host });
     counters.rebuilds = counters.rebuilds.saturating_add(1);
 }
 

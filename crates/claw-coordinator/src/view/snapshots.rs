@@ -63,7 +63,7 @@ pub fn repository(row: &RepositoryRow) -> fleet::SnapshotRepository {
         problem: report.problem,
         verify_time: report.verified_at.map(timestamp_to_wire),
         drill_time: report.drilled_at.map(timestamp_to_wire),
-        replicate_time: report.replicated_at.map(timestamp_to_wire),
+        replicate_time: report.offsite.copied_at.map(timestamp_to_wire),
         report_time: row.report.as_ref().map(|(_report, at)| timestamp_to_wire(*at)),
         escrowed: row.escrow.is_some(),
         delete_time: row.deleted.map(timestamp_to_wire),

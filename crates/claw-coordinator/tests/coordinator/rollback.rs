@@ -183,7 +183,7 @@ async fn a_rollback_to_a_snapshot_is_one_change_of_everything() {
     let (_generation, wanted) = assignment(&mut agent).await;
     assert_eq!(wanted.image, IMAGE);
     assert_eq!(wanted.files["workspace/IDENTITY.md"], "I am one");
-    let order = node::RestoreOrder { number: 1, snapshot: "nightly".to_owned() };
+    let order = node::RestoreOrder { number: 1, snapshot: "nightly".to_owned(), from: 1 };
     assert_eq!(wanted.restore, Some(order));
     assert_eq!(wanted.rebuilds, 1, "an agent that has given up tries again");
     assert_eq!(wanted.secrets["KEY"], "rotated", "secrets are those of now");

@@ -32,6 +32,7 @@ pub(crate) fn listed(name: &str, nth: i64, generation: u64, image: &str) -> node
         bytes: 4096,
         added_bytes: 512,
         health: node::SnapshotHealth::Sound.into(),
+        offsite: false,
     }
 }
 

@@ -9,7 +9,7 @@ use crate::address::{AddressPool, Slot};
 use crate::backup::BackupPolicy;
 use crate::name::{InstanceName, SnapshotName};
 use crate::plan::Delivery;
-use crate::spec::{HealthPolicy, Resources, Secret, UpdatePolicy, WebPolicy};
+use crate::spec::{HealthPolicy, Resources, RestoreSource, Secret, UpdatePolicy, WebPolicy};
 use crate::stamp::Generation;
 use crate::unit::{CpuMillis, MIB, Memory, PidsLimit};
 
@@ -51,7 +51,10 @@ fn spec(of: &str) -> InstanceSpec {
 
 fn restore(of: &str, number: u64) -> InstanceSpec {
     let snapshot = SnapshotName::parse("monday").expect("valid");
-    InstanceSpec { restore: Some(RestoreOrder { number, snapshot }), ..spec(of) }
+    InstanceSpec {
+        restore: Some(RestoreOrder { number, snapshot, from: RestoreSource::Host }),
+        ..spec(of)
+    }
 }
 
 fn wanted(spec: InstanceSpec) -> DesiredInstance {

@@ -14,9 +14,11 @@ use super::violation::Violations;
 use crate::node::v1 as node;
 
 pub mod escrow;
+mod offsite;
 mod operation;
 mod report;
 
+pub use offsite::{offsite_storage_from_wire, offsite_storage_to_wire};
 pub(super) use operation::{
     active_from_wire, active_to_wire, operation_from_wire, operation_to_wire, refused_from_wire,
     refused_to_wire, summary_from_wire, summary_to_wire,
@@ -35,6 +37,7 @@ pub fn backup_policy_to_wire(policy: &BackupPolicy) -> node::BackupPolicy {
         every: Some(or_zero(policy.every)),
         retention: Some(node::Retention { last, hourly, daily, weekly, monthly }),
         drill_every: Some(or_zero(policy.drill_every)),
+        offsite: offsite::policy_to_wire(policy.offsite).into(),
     }
 }
 
@@ -56,6 +59,7 @@ pub fn backup_policy_from_wire(wire: &node::BackupPolicy) -> Result<BackupPolicy
         every: every.or_none(&mut v, wire.every.as_ref(), default.every),
         retention: wire.retention.as_ref().map_or(default.retention, |r| retention(&mut v, r)),
         drill_every: drill.or_none(&mut v, wire.drill_every.as_ref(), default.drill_every),
+        offsite: offsite::policy_from_wire(&mut v, wire.offsite),
     };
     v.into_result().map(|()| policy)
 }
@@ -148,7 +152,11 @@ pub fn update_policy_from_wire(wire: &node::UpdatePolicy) -> Result<UpdatePolicy
 /// That data of an earlier time shall come back.
 #[must_use]
 pub fn restore_to_wire(order: &RestoreOrder) -> node::RestoreOrder {
-    node::RestoreOrder { number: order.number, snapshot: order.snapshot.to_string() }
+    node::RestoreOrder {
+        number: order.number,
+        snapshot: order.snapshot.to_string(),
+        from: offsite::source_to_wire(order.from).into(),
+    }
 }
 
 /// That data of an earlier time shall come back.
@@ -160,10 +168,11 @@ pub fn restore_from_wire(wire: &node::RestoreOrder) -> Result<RestoreOrder, Viol
     if wire.number == 0 {
         v.push("number", "must be positive");
     }
+    let from = offsite::source_from_wire(&mut v, wire.from);
     let Some(snapshot) = v.take("snapshot", SnapshotName::parse(&wire.snapshot)) else {
         return Err(v);
     };
-    v.into_result().map(|()| RestoreOrder { number: wire.number, snapshot })
+    v.into_result().map(|()| RestoreOrder { number: wire.number, snapshot, from })
 }
 
 /// A part of a spec from its message; its faults are kept below `field`, and its default stands for it.

@@ -14,8 +14,9 @@ use claw_core::unit::{CpuMillis, Memory, PidsLimit};
 use prost::Message as _;
 
 use super::backup::{
-    backup_policy_from_wire, backup_policy_to_wire, part, restore_from_wire, restore_to_wire,
-    update_policy_from_wire, update_policy_to_wire,
+    backup_policy_from_wire, backup_policy_to_wire, offsite_storage_from_wire,
+    offsite_storage_to_wire, part, restore_from_wire, restore_to_wire, update_policy_from_wire,
+    update_policy_to_wire,
 };
 use super::firewall::{
     host_policy_from_wire, host_policy_to_wire, network_policy_from_wire, network_policy_to_wire,
@@ -36,6 +37,7 @@ pub fn encode_host_state(state: &HostState) -> Bytes {
         instances: state.instances.iter().map(|(name, spec)| assignment(name, spec)).collect(),
         confirm_removal: state.confirm_removal.iter().map(ToString::to_string).collect(),
         firewall: unless_default(&state.firewall, host_policy_to_wire),
+        offsite: state.offsite.as_ref().map(offsite_storage_to_wire),
     };
     wire.encode_to_vec().into()
 }
@@ -72,6 +74,10 @@ pub fn decode_host_state(bytes: &[u8]) -> Result<HostState, Violations> {
             Ok(policy) => state.firewall = policy,
             Err(more) => violations.extend(more.below("firewall")),
         }
+    }
+    match wire.offsite.as_ref().map(offsite_storage_from_wire).transpose() {
+        Ok(storage) => state.offsite = storage,
+        Err(more) => violations.extend(more.below("offsite")),
     }
     violations.into_result().map(|()| state)
 }

@@ -22,6 +22,20 @@ pub(crate) struct BackupDocument {
     /// Between two restore drills; without it 30 days.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) drill_every: Option<Interval>,
+    /// Without it `auto`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) offsite: Option<OffsiteDocument>,
+}
+
+/// Whether snapshots are copied off-site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum OffsiteDocument {
+    /// Where the host has a storage.
+    Auto,
+    /// A host without a storage is a problem that is told.
+    Required,
+    Never,
 }
 
 /// How many scheduled snapshots are kept; what is not said is 0.
@@ -70,6 +84,27 @@ impl BackupDocument {
             every: self.every.map(|every| duration_to_wire(every.0)),
             retention: self.retention.map(RetentionDocument::to_wire),
             drill_every: self.drill_every.map(|every| duration_to_wire(every.0)),
+            offsite: OffsiteDocument::to_wire(self.offsite).into(),
+        }
+    }
+}
+
+impl OffsiteDocument {
+    fn to_wire(document: Option<Self>) -> node::OffsitePolicy {
+        match document {
+            None => node::OffsitePolicy::Unspecified,
+            Some(Self::Auto) => node::OffsitePolicy::Auto,
+            Some(Self::Required) => node::OffsitePolicy::Required,
+            Some(Self::Never) => node::OffsitePolicy::Never,
+        }
+    }
+
+    fn from_wire(wire: node::OffsitePolicy) -> Option<Self> {
+        match wire {
+            node::OffsitePolicy::Unspecified => None,
+            node::OffsitePolicy::Auto => Some(Self::Auto),
+            node::OffsitePolicy::Required => Some(Self::Required),
+            node::OffsitePolicy::Never => Some(Self::Never),
         }
     }
 }
@@ -103,12 +138,14 @@ impl From<node::BackupPolicy> for BackupDocument {
             let node::Retention { last, hourly, daily, weekly, monthly } = kept;
             RetentionDocument { last, hourly, daily, weekly, monthly }
         });
+        let offsite = OffsiteDocument::from_wire(wire.offsite());
         Self {
             every: wire.every.map(|every| Interval::from_wire(every.seconds, every.nanos)),
             retention,
             drill_every: wire
                 .drill_every
                 .map(|every| Interval::from_wire(every.seconds, every.nanos)),
+            offsite,
         }
     }
 }

@@ -259,7 +259,7 @@ impl Snapshots for SnapshotWorker {
             // Those that people took with restic are not ours to list.
             Some(Outcome::Listed { snapshots, stored_bytes }) => {
                 let snapshots = snapshots.iter().filter_map(info).collect();
-                Ok(SnapshotList { snapshots, stored_bytes })
+                Ok(SnapshotList { snapshots, stored_bytes, repository: String::new() })
             }
             Some(_) => Err(unexpected(doing)),
         }
@@ -386,6 +386,7 @@ fn info(stored: &Stored) -> Option<SnapshotInfo> {
         bytes: stored.bytes,
         added_bytes: stored.added_bytes,
         health: SnapshotHealth::Sound,
+        offsite: false,
     })
 }
 

@@ -109,6 +109,7 @@ async fn first<S: SnapshotsSubject>(subject: &S) -> Result<SnapshotInfo, Breach>
         bytes: taken.bytes,
         added_bytes: taken.added_bytes,
         health: SnapshotHealth::Sound,
+        offsite: false,
     };
     same("a snapshot says what it was told", &taken, &expected)?;
     holds("it was not taken after now", taken.taken_at <= order.at, taken.taken_at)?;

@@ -168,7 +168,7 @@ impl Snapshots for FakeSnapshots {
         let mut snapshots: Vec<_> = kept.map(|kept| kept.info.clone()).collect();
         snapshots.sort_by_key(|info| (info.taken_at, info.id));
         let stored_bytes = snapshots.iter().map(|info| info.added_bytes).sum();
-        Ok(SnapshotList { snapshots, stored_bytes })
+        Ok(SnapshotList { snapshots, stored_bytes, repository: String::new() })
     }
 
     async fn restore(
@@ -263,6 +263,7 @@ fn describe(order: &SnapshotOrder, data: &FakeData) -> SnapshotInfo {
         bytes,
         added_bytes: bytes,
         health: SnapshotHealth::Sound,
+        offsite: false,
     }
 }
 

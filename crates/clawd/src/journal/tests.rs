@@ -3,7 +3,7 @@ use claw_core::data::DataGeneration;
 use claw_core::event::{EventKind, Severity};
 use claw_core::name::{ImageRef, SnapshotName};
 use claw_core::restart::RestartHistory;
-use claw_core::spec::RestoreOrder;
+use claw_core::spec::{RestoreOrder, RestoreSource};
 use tokio::task::LocalSet;
 
 use super::*;
@@ -32,7 +32,7 @@ fn cutover(stage: Stage) -> Cutover {
     let snapshot = SnapshotName::parse("monday").unwrap();
     Cutover {
         image: image("openclaw:2"),
-        restore: Some(RestoreOrder { number: 7, snapshot }),
+        restore: Some(RestoreOrder { number: 7, snapshot, from: RestoreSource::Offsite }),
         data: data(5),
         asked: (7, 1),
         begun: at(3),

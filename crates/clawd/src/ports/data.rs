@@ -200,6 +200,8 @@ pub struct SnapshotList {
     pub snapshots: Vec<SnapshotInfo>,
     /// Bytes that the repository takes.
     pub stored_bytes: u64,
+    /// The first 16 hexadecimal digits of the repository's id; empty when there is none.
+    pub repository: String,
 }
 
 /// Why a job on snapshots failed.

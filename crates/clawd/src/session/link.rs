@@ -304,7 +304,7 @@ impl<M: Machine> Link<'_, M> {
                 let depth = if verify.data { Extent::Data } else { Extent::Structure };
                 self.backup(&verify.instance, BackupWork::Verify(depth))
             }
-            None => Err("this agent does not know the command"),
+            Some(_) | None => Err("this agent does not know the command"),
         };
         let answer = match asked {
             Ok(answer) => answer,

@@ -11,7 +11,10 @@ use crate::convert::violation::Violations;
 use crate::node::v1 as node;
 
 /// Operations by name.
-const KINDS: [&str; 6] = ["update", "restore", "snapshot", "verify", "drill", "prune"];
+const KINDS: [&str; 11] = [
+    "update", "restore", "snapshot", "verify", "drill", "prune", "offsite", "export", "import",
+    "send", "fetch",
+];
 /// What agents that are newer than this program do.
 const OTHER: &str = "other";
 

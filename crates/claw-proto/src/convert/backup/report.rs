@@ -6,6 +6,7 @@ use claw_core::backup::{BackupReport, MAX_LISTED, SnapshotCause, SnapshotHealth,
 use claw_core::name::{ImageRef, InstanceName, SnapshotName};
 use claw_core::stamp::{Digest, Generation};
 
+use super::offsite;
 use crate::convert::session::text;
 use crate::convert::time::{timestamp_from_wire, timestamp_to_wire};
 use crate::convert::violation::Violations;
@@ -55,7 +56,7 @@ pub fn report_to_wire(report: &BackupReport) -> node::BackupReport {
         problem: text(&report.problem),
         verified_at: report.verified_at.map(timestamp_to_wire),
         drilled_at: report.drilled_at.map(timestamp_to_wire),
-        replicated_at: report.replicated_at.map(timestamp_to_wire),
+        offsite: Some(offsite::report_to_wire(&report.offsite)),
     }
 }
 
@@ -84,6 +85,7 @@ pub fn report_from_wire(wire: &node::BackupReport) -> Result<BackupReport, Viola
         }
     }
     let time = |at: &Option<prost_types::Timestamp>| at.as_ref().map(timestamp_from_wire);
+    let none = node::OffsiteReport::default();
     let report = BackupReport {
         snapshots,
         stored_bytes: wire.stored_bytes,
@@ -92,7 +94,7 @@ pub fn report_from_wire(wire: &node::BackupReport) -> Result<BackupReport, Viola
         problem: text(&wire.problem),
         verified_at: time(&wire.verified_at),
         drilled_at: time(&wire.drilled_at),
-        replicated_at: time(&wire.replicated_at),
+        offsite: offsite::report_from_wire(&mut v, wire.offsite.as_ref().unwrap_or(&none)),
     };
     v.into_result().map(|()| report)
 }
@@ -115,6 +117,7 @@ pub fn snapshot_to_wire(snapshot: &SnapshotInfo) -> node::SnapshotInfo {
         bytes: snapshot.bytes,
         added_bytes: snapshot.added_bytes,
         health: health.into(),
+        offsite: snapshot.offsite,
     }
 }
 
@@ -164,6 +167,7 @@ pub fn snapshot_from_wire(wire: &node::SnapshotInfo) -> Result<SnapshotInfo, Vio
         bytes: wire.bytes,
         added_bytes: wire.added_bytes,
         health,
+        offsite: wire.offsite,
     })
 }
 

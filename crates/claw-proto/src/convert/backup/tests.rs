@@ -2,7 +2,8 @@
 
 use claw_core::backup::{BackupReport, MAX_LISTED, SnapshotCause, SnapshotHealth, SnapshotInfo};
 use claw_core::name::{ImageRef, InstanceName};
-use claw_core::spec::Secret;
+use claw_core::offsite::{BucketAddressing, OffsitePolicy, OffsiteReport, OffsiteStorage};
+use claw_core::spec::{RestoreSource, Secret};
 use claw_core::stamp::{Digest, Generation};
 use claw_core::time::Timestamp;
 use proptest::prelude::*;
@@ -33,8 +34,13 @@ prop_compose! {
         drill_every in prop::option::of(
             seconds(BackupPolicy::LEAST_DRILL_EVERY, BackupPolicy::MOST_DRILL_EVERY)
         ),
+        offsite in prop::sample::select(vec![
+            OffsitePolicy::Auto,
+            OffsitePolicy::Required,
+            OffsitePolicy::Never,
+        ]),
     ) -> BackupPolicy {
-        BackupPolicy { every, retention, drill_every }
+        BackupPolicy { every, retention, drill_every, offsite }
     }
 }
 
@@ -51,8 +57,30 @@ prop_compose! {
     pub(in crate::convert) fn restore_order()(
         number in 1_u64..,
         snapshot in "[a-z0-9]{1,63}",
+        from in prop::sample::select(vec![RestoreSource::Host, RestoreSource::Offsite]),
     ) -> RestoreOrder {
-        RestoreOrder { number, snapshot: SnapshotName::parse(&snapshot).expect("valid") }
+        RestoreOrder { number, snapshot: SnapshotName::parse(&snapshot).expect("valid"), from }
+    }
+}
+
+prop_compose! {
+    pub(in crate::convert) fn offsite_storage()(
+        endpoint in "https?://[a-z0-9.-]{1,30}(:[0-9]{1,4})?",
+        region in "[a-z0-9-]{1,20}",
+        bucket in "[a-z0-9]{3,63}",
+        prefix in "([a-z0-9_-]{1,10}(/[a-z0-9]{1,10}){0,3})?",
+        addressing in
+            prop::sample::select(vec![BucketAddressing::Path, BucketAddressing::Host]),
+        keys in ("[A-Z0-9]{1,20}", "[A-Za-z0-9+/]{1,40}"),
+        bandwidth in any::<u64>(),
+    ) -> OffsiteStorage {
+        let (access_key, secret_key) = (Secret::new(keys.0), Secret::new(keys.1));
+        let bandwidth = std::num::NonZeroU64::new(bandwidth);
+        let place = (endpoint, region, bucket, prefix);
+        let (endpoint, region, bucket, prefix) = place;
+        OffsiteStorage {
+            endpoint, region, bucket, prefix, addressing, access_key, secret_key, bandwidth,
+        }
     }
 }
 
@@ -69,6 +97,7 @@ fn snapshot(number: usize) -> SnapshotInfo {
         bytes: 2,
         added_bytes: 3,
         health: if number == 1 { SnapshotHealth::Damaged } else { SnapshotHealth::Sound },
+        offsite: number == 2,
     }
 }
 
@@ -82,7 +111,12 @@ fn report(snapshots: usize) -> BackupReport {
         problem: "no room".to_owned(),
         verified_at: None,
         drilled_at: Some(at),
-        replicated_at: None,
+        offsite: OffsiteReport {
+            path: "fleet/vps1/a/0123456789abcdef".to_owned(),
+            copied_at: Some(at),
+            overdue: false,
+            problem: "refused".to_owned(),
+        },
     }
 }
 
@@ -139,12 +173,14 @@ fn every_wrong_field_of_a_policy_is_named_at_once() {
         every: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
         retention: Some(node::Retention { daily: 1001, ..Default::default() }),
         drill_every: Some(prost_types::Duration { seconds: -1, nanos: 0 }),
+        offsite: 9,
     };
     check(
         backup_policy_from_wire(&wrong),
         "every: must be 0 s or between 900 s and 2678400 s
 retention.daily: must be at most 1000, is 1001
-drill_every: must be a duration that is not negative and below 100 years",
+drill_every: must be a duration that is not negative and below 100 years
+offsite: unknown value 9",
     );
     let nothing =
         node::BackupPolicy { retention: Some(node::Retention::default()), ..Default::default() };
@@ -160,10 +196,11 @@ drill_every: must be a duration that is not negative and below 100 years",
         update_policy_from_wire(&wrong),
         "rehearsal: unknown value 9\nkeep_replaced: must be at most 2678400 s",
     );
-    let wrong = node::RestoreOrder { number: 0, snapshot: "X".to_owned() };
+    let wrong = node::RestoreOrder { number: 0, snapshot: "X".to_owned(), from: 9 };
     check(
         restore_from_wire(&wrong),
         "number: must be positive
+from: unknown value 9
 snapshot: must be lower-case letters, digits and hyphens, starting and ending with a letter or digit, got \"X\"",
     );
 }
@@ -239,4 +276,26 @@ fn an_escrow_comes_back_and_its_digest_says_which() {
     };
     let faults = escrow_from_wire(&lie).expect_err("lies").to_string();
     assert!(faults.starts_with("secret: must have") && !faults.contains("hunter2"), "{faults}");
+}
+
+#[test]
+fn a_storage_is_refused_with_every_fault_and_without_its_keys() {
+    let wrong = node::OffsiteStorage {
+        endpoint: "ftp://x".to_owned(),
+        region: String::new(),
+        bucket: "Up".to_owned(),
+        prefix: "../up".to_owned(),
+        addressing: 7,
+        access_key: String::new(),
+        secret_key: "two words".to_owned(),
+        bandwidth: 0,
+    };
+    let faults = offsite_storage_from_wire(&wrong).expect_err("wrong").to_string();
+    for field in
+        ["endpoint", "region", "bucket", "prefix", "addressing", "access_key", "secret_key"]
+    {
+        assert!(faults.contains(field), "{field}: {faults}");
+    }
+    assert!(!faults.contains("two words"), "{faults}");
+    assert!(!format!("{wrong:?}").contains("two words"));
 }

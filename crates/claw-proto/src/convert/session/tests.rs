@@ -12,7 +12,7 @@ use claw_core::time::Timestamp;
 use claw_core::unit::{CpuMillis, MIB, Memory, PidsLimit};
 use proptest::prelude::*;
 
-use super::super::backup::tests::{backup_policy, restore_order, update_policy};
+use super::super::backup::tests::{backup_policy, offsite_storage, restore_order, update_policy};
 use super::super::firewall::tests::{host_policy, network_policy};
 use super::super::spec::{decode_assignment, encode_assignment_without_secrets};
 use super::*;
@@ -78,8 +78,9 @@ proptest! {
         instances in prop::collection::btree_map(instance_name(), spec(), 0..4),
         confirm_removal in prop::collection::btree_set(instance_name(), 0..4),
         firewall in host_policy(),
+        offsite in prop::option::of(offsite_storage()),
     ) {
-        let state = HostState { firewall, instances, confirm_removal };
+        let state = HostState { firewall, instances, confirm_removal, offsite };
         let bytes = encode_host_state(&state);
         prop_assert_eq!(&encode_host_state(&state), &bytes, "the encoding is deterministic");
         prop_assert_eq!(decode_host_state(&bytes), Ok(state));

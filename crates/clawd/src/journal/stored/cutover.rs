@@ -4,7 +4,7 @@ use claw_core::cutover::{Cutover, Deployment, Migration, RefusedTarget, Replaced
 use claw_core::data::DataGeneration;
 use claw_core::name::{ImageRef, SnapshotName};
 use claw_core::observed::Record;
-use claw_core::spec::RestoreOrder;
+use claw_core::spec::{RestoreOrder, RestoreSource};
 use claw_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,8 @@ struct StoredDeployment {
 struct StoredCutover {
     image: String,
     restore: Option<(u64, String)>,
+    #[serde(default)]
+    offsite: bool,
     data: u32,
     asked: (u64, u64),
     begun: i64,
@@ -148,6 +150,7 @@ impl StoredCutover {
         Self {
             image: cutover.image.to_string(),
             restore: cutover.restore.as_ref().map(|o| (o.number, o.snapshot.to_string())),
+            offsite: cutover.restore.as_ref().is_some_and(|o| o.from == RestoreSource::Offsite),
             data: cutover.data.number(),
             asked: cutover.asked,
             begun: cutover.begun.millis(),
@@ -173,11 +176,12 @@ impl StoredCutover {
             StoredMigration::Needed => Migration::Needed,
             StoredMigration::Done => Migration::Done,
         };
+        let from = if self.offsite { RestoreSource::Offsite } else { RestoreSource::Host };
         let restore = self
             .restore
             .map(|(number, snapshot)| {
                 let snapshot = SnapshotName::parse(&snapshot).map_err(Unreadable::Name)?;
-                Ok::<_, Unreadable>(RestoreOrder { number, snapshot })
+                Ok::<_, Unreadable>(RestoreOrder { number, snapshot, from })
             })
             .transpose()?;
         Ok(Cutover {

@@ -11,6 +11,7 @@ use claw_core::backup::{BackupReport, MAX_LISTED, SnapshotCause, SnapshotHealth,
 use claw_core::cutover::Migration;
 use claw_core::event::{EventKind, Severity};
 use claw_core::name::SnapshotName;
+use claw_core::offsite::OffsiteReport;
 use claw_core::plan::{DesiredInstance, Target};
 use claw_core::spec::{InstanceSpec, RunState};
 use claw_core::time::Timestamp;
@@ -186,7 +187,7 @@ impl Ledger {
             problem: self.attempts.problem().to_owned(),
             verified_at: self.record.sound_at,
             drilled_at: self.record.drilled_at,
-            replicated_at: None,
+            offsite: OffsiteReport::default(),
         }
     }
 

@@ -100,6 +100,7 @@ mod tests {
             bytes: 1,
             added_bytes: 1,
             health: SnapshotHealth::Sound,
+            offsite: false,
         };
         snapshots.iter().map(snapshot).collect()
     }

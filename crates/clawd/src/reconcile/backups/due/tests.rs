@@ -39,6 +39,7 @@ fn snapshot(cause: SnapshotCause, at: Timestamp) -> SnapshotInfo {
         bytes: 1,
         added_bytes: 1,
         health: SnapshotHealth::Sound,
+        offsite: false,
     }
 }
 
