@@ -276,6 +276,7 @@ fn a_printed_spec_is_read_back() {
             drill_every: Some(claw_proto::convert::duration_to_wire(
                 std::time::Duration::from_secs(7 * 86_400),
             )),
+            offsite: node::OffsitePolicy::Required.into(),
         }),
         update: Some(node::UpdatePolicy {
             rehearsal: node::Rehearsal::Always.into(),
