@@ -16,8 +16,10 @@ mod exchange;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::StatusCode;
 use thiserror::Error;
+use tokio::net::TcpStream;
 
 pub use answer::ProbeAnswer;
 
@@ -208,13 +210,16 @@ impl<'a> Target<'a> {
         deadline: Duration,
     ) -> Result<(), ProbeError> {
         let answer = exchange::upgrade(self, path, deadline).await?;
-        if answer.status == StatusCode::FORBIDDEN && answer::refuses_attribution(&answer.body) {
-            return Err(ProbeError::ProxyAttribution);
-        }
         if answer.status == StatusCode::SWITCHING_PROTOCOLS && answer.accepted {
             return Ok(());
         }
-        Err(ProbeError::NotUpgraded { status: answer.status.as_u16() })
+        Err(answer.refusal())
+    }
+
+    /// As [`Self::probe_websocket_upgrade`], and keeps the connection, with what was read of it already. Has
+    /// no deadline of its own.
+    pub(crate) async fn websocket(&self, path: &str) -> Result<(TcpStream, Bytes), ProbeError> {
+        exchange::keep(self, path).await
     }
 }
 

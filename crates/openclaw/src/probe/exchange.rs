@@ -4,6 +4,7 @@
 //! socket.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::{MAX_BODY_BYTES, ProbeError, Target};
+use super::{MAX_BODY_BYTES, ProbeError, Target, answer};
 
 /// The example key of RFC 6455, section 1.3, and the acceptance that belongs to it. The key only
 /// proves that the peer speaks WebSocket; it protects nothing and need not be random.
@@ -29,6 +30,16 @@ pub(super) struct Answer {
     pub(super) body: Bytes,
     /// Whether it accepts the WebSocket handshake.
     pub(super) accepted: bool,
+}
+
+impl Answer {
+    /// Why it is no acceptance of a WebSocket.
+    pub(super) fn refusal(&self) -> ProbeError {
+        if self.status == StatusCode::FORBIDDEN && answer::refuses_attribution(&self.body) {
+            return ProbeError::ProxyAttribution;
+        }
+        ProbeError::NotUpgraded { status: self.status.as_u16() }
+    }
 }
 
 /// Requests `path`.
@@ -47,12 +58,57 @@ pub(super) async fn upgrade(
     path: &str,
     deadline: Duration,
 ) -> Result<Answer, ProbeError> {
-    let request = request(target, path)
+    exchange(target, upgrade_request(target, path), deadline).await
+}
+
+/// Requests the upgrade of `path` to a WebSocket and keeps the connection, with what was read of it already.
+pub(super) async fn keep(
+    target: &Target<'_>,
+    path: &str,
+) -> Result<(TcpStream, Bytes), ProbeError> {
+    let addr = target.addr;
+    let http = |source| ProbeError::Http { addr, source };
+    let request = upgrade_request(target, path).body(Empty::<Bytes>::new());
+    let request = request.map_err(|source| ProbeError::Request { source })?;
+    let stream = connect(addr).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
+    let upgraded = async {
+        let response = sender.send_request(request).await.map_err(http)?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS && accepts(&response) {
+            return hyper::upgrade::on(response).await.map_err(http);
+        }
+        let answer = collect(target, response).await?;
+        Err(answer.refusal())
+    };
+    let mut upgraded = pin!(upgraded);
+    let upgraded = tokio::select! {
+        biased;
+        upgraded = &mut upgraded => upgraded,
+        // Done with HTTP: what it was upgraded to is handed over.
+        _ended = connection.with_upgrades() => upgraded.await,
+    }?;
+    match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(parts) => Ok((parts.io.into_inner(), parts.read_buf)),
+        // It was made from one above.
+        Err(_other) => {
+            Err(ProbeError::NotUpgraded { status: StatusCode::SWITCHING_PROTOCOLS.as_u16() })
+        }
+    }
+}
+
+fn upgrade_request(target: &Target<'_>, path: &str) -> http::request::Builder {
+    request(target, path)
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "websocket")
         .header(header::SEC_WEBSOCKET_VERSION, "13")
-        .header(header::SEC_WEBSOCKET_KEY, KEY);
-    exchange(target, request, deadline).await
+        .header(header::SEC_WEBSOCKET_KEY, KEY)
+}
+
+async fn connect(addr: SocketAddr) -> Result<TcpStream, ProbeError> {
+    TcpStream::connect(addr).await.map_err(|source| match source.kind() {
+        io::ErrorKind::ConnectionRefused => ProbeError::Refused { addr },
+        _ => ProbeError::Connect { addr, source },
+    })
 }
 
 fn request(target: &Target<'_>, path: &str) -> http::request::Builder {
@@ -85,10 +141,7 @@ async fn converse(
 ) -> Result<Answer, ProbeError> {
     let addr = target.addr;
     let http = |source| ProbeError::Http { addr, source };
-    let stream = TcpStream::connect(addr).await.map_err(|source| match source.kind() {
-        io::ErrorKind::ConnectionRefused => ProbeError::Refused { addr },
-        _ => ProbeError::Connect { addr, source },
-    })?;
+    let stream = connect(addr).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
     let answer = async {
         let response = sender.send_request(request).await.map_err(http)?;
@@ -103,10 +156,14 @@ async fn converse(
     }
 }
 
+fn accepts(response: &Response<Incoming>) -> bool {
+    let accept = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
+    accept.is_some_and(|accept| accept.as_bytes() == ACCEPT)
+}
+
 async fn collect(target: &Target<'_>, response: Response<Incoming>) -> Result<Answer, ProbeError> {
     let status = response.status();
-    let accept = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
-    let accepted = accept.is_some_and(|accept| accept.as_bytes() == ACCEPT);
+    let accepted = accepts(&response);
     if status == StatusCode::SWITCHING_PROTOCOLS {
         return Ok(Answer { status, accepted, body: Bytes::new() });
     }
