@@ -79,11 +79,17 @@ pub enum EventKind {
     CutoverReverted,
     /// It was refused before anything was touched.
     CutoverRefused,
+    /// Snapshots wait for too long to be copied off-site, or must be and the host has no storage.
+    OffsiteOverdue,
+    /// A repository could not be copied off-site.
+    OffsiteFailed,
+    /// It could be copied again.
+    OffsiteRecovered,
 }
 
 impl EventKind {
     /// Every kind with its name in the API.
-    pub const ALL: [(Self, &'static str); 30] = [
+    pub const ALL: [(Self, &'static str); 33] = [
         (Self::StatePersisted, "state_persisted"),
         (Self::StateRefused, "state_refused"),
         (Self::StepDone, "step_done"),
@@ -114,6 +120,9 @@ impl EventKind {
         (Self::CutoverConfirmed, "cutover_confirmed"),
         (Self::CutoverReverted, "cutover_reverted"),
         (Self::CutoverRefused, "cutover_refused"),
+        (Self::OffsiteOverdue, "offsite_overdue"),
+        (Self::OffsiteFailed, "offsite_failed"),
+        (Self::OffsiteRecovered, "offsite_recovered"),
     ];
 
     /// The kind with this name, if there is one.
