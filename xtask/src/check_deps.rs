@@ -61,6 +61,12 @@ const RULES: &[Rule] = &[
         never: &["bollard", "rusqlite", "sysinfo", "iptables"],
     },
     Rule { name: "claw-fake-gateway", ours: &["openclaw"], never: &["tokio", "tonic"] },
+    // A load generator speaks the protocol and opens the coordinator's store: it is made of its crates.
+    Rule {
+        name: "claw-load",
+        ours: &["claw-core", "claw-store", "claw-proto", "claw-identity", "claw-coordinator"],
+        never: &["bollard"],
+    },
     Rule { name: "claw-lab", ours: &[], never: &["tokio", "tonic"] },
     Rule { name: "claw-tests", ours: &["claw-lab"], never: &[] },
     Rule { name: "xtask", ours: &["claw-lab", "claw-tests"], never: &["tokio", "tonic"] },
