@@ -103,6 +103,7 @@ pub const METHODS: &[Method] = &[
     unary("claw.fleet.v1.HostService/RevokeHost", OPERATOR),
     unary("claw.fleet.v1.HostService/ListHostEvents", READ),
     unary("claw.fleet.v1.HostService/GetHostFirewall", READ),
+    unary("claw.fleet.v1.HostService/SetHostOffsite", OPERATOR),
     unary("claw.fleet.v1.InstanceService/CreateInstance", WRITE),
     unary("claw.fleet.v1.InstanceService/GetInstance", READ),
     unary("claw.fleet.v1.InstanceService/ListInstances", READ),
@@ -115,6 +116,8 @@ pub const METHODS: &[Method] = &[
     unary("claw.fleet.v1.InstanceService/RestartInstance", WRITE),
     unary("claw.fleet.v1.InstanceService/RebuildInstance", WRITE),
     unary("claw.fleet.v1.InstanceService/RollbackInstance", WRITE),
+    unary("claw.fleet.v1.InstanceService/MigrateInstance", WRITE),
+    unary("claw.fleet.v1.InstanceService/CancelMigration", WRITE),
     unary("claw.fleet.v1.InstanceService/ListInstanceRevisions", READ),
     unary("claw.fleet.v1.InstanceService/PlanInstance", READ),
     stream("claw.fleet.v1.InstanceService/WatchInstances", READ),
@@ -125,6 +128,8 @@ pub const METHODS: &[Method] = &[
     unary("claw.fleet.v1.SnapshotService/ListSnapshots", READ),
     unary("claw.fleet.v1.SnapshotService/DeleteSnapshot", WRITE),
     unary("claw.fleet.v1.SnapshotService/VerifySnapshots", WRITE),
+    stream("claw.fleet.v1.SnapshotService/ExportSnapshot", WRITE),
+    stream("claw.fleet.v1.SnapshotService/ImportSnapshot", WRITE),
     unary("claw.fleet.v1.JoinTokenService/CreateJoinToken", WRITE),
     unary("claw.fleet.v1.JoinTokenService/ListJoinTokens", READ),
     unary("claw.fleet.v1.JoinTokenService/DeleteJoinToken", WRITE),
@@ -260,7 +265,7 @@ mod tests {
             }
             comment.clear();
         }
-        assert_eq!(checked, 34);
+        assert_eq!(checked, 39);
     }
 
     #[test]
@@ -283,6 +288,7 @@ mod tests {
 anybody claw.node.v1.EnrolmentService/Enrol
 a       claw.node.v1.EnrolmentService/Renew
 a       claw.node.v1.NodeService/Session
+a       claw.node.v1.NodeService/Transfer
 os      claw.fleet.v1.HostService/CreateHost
 vos     claw.fleet.v1.HostService/GetHost
 vos     claw.fleet.v1.HostService/ListHosts
@@ -291,6 +297,7 @@ o       claw.fleet.v1.HostService/DeleteHost
 o       claw.fleet.v1.HostService/RevokeHost
 vos     claw.fleet.v1.HostService/ListHostEvents
 vos     claw.fleet.v1.HostService/GetHostFirewall
+o       claw.fleet.v1.HostService/SetHostOffsite
 os      claw.fleet.v1.InstanceService/CreateInstance
 vos     claw.fleet.v1.InstanceService/GetInstance
 vos     claw.fleet.v1.InstanceService/ListInstances
@@ -303,6 +310,8 @@ os      claw.fleet.v1.InstanceService/ResumeInstance
 os      claw.fleet.v1.InstanceService/RestartInstance
 os      claw.fleet.v1.InstanceService/RebuildInstance
 os      claw.fleet.v1.InstanceService/RollbackInstance
+os      claw.fleet.v1.InstanceService/MigrateInstance
+os      claw.fleet.v1.InstanceService/CancelMigration
 vos     claw.fleet.v1.InstanceService/ListInstanceRevisions
 vos     claw.fleet.v1.InstanceService/PlanInstance
 vos     claw.fleet.v1.InstanceService/WatchInstances
@@ -313,6 +322,8 @@ vos     claw.fleet.v1.SnapshotService/GetSnapshot
 vos     claw.fleet.v1.SnapshotService/ListSnapshots
 os      claw.fleet.v1.SnapshotService/DeleteSnapshot
 os      claw.fleet.v1.SnapshotService/VerifySnapshots
+os      claw.fleet.v1.SnapshotService/ExportSnapshot
+os      claw.fleet.v1.SnapshotService/ImportSnapshot
 os      claw.fleet.v1.JoinTokenService/CreateJoinToken
 vos     claw.fleet.v1.JoinTokenService/ListJoinTokens
 os      claw.fleet.v1.JoinTokenService/DeleteJoinToken

@@ -38,6 +38,7 @@ pub fn host(row: &HostRow, wanted: &Wanted, registry: &Registry, now: Timestamp)
         create_time: Some(timestamp_to_wire(row.created)),
         update_time: Some(timestamp_to_wire(row.updated)),
         firewall: row.firewall.clone(),
+        offsite: None,
     }
 }
 
@@ -106,6 +107,7 @@ pub fn instance(
         update_time: Some(timestamp_to_wire(row.updated)),
         delete_time: row.deleted.map(timestamp_to_wire),
         revision: row.revision,
+        migration: None,
     }
 }
 

@@ -210,6 +210,13 @@ impl HostService for HostApi {
         let firewall = Some(self.fleet.host_firewall(&name).await?);
         Ok(Response::new(fleet::GetHostFirewallResponse { firewall }))
     }
+
+    async fn set_host_offsite(
+        &self,
+        _request: Request<fleet::SetHostOffsiteRequest>,
+    ) -> Result<Response<fleet::SetHostOffsiteResponse>, Status> {
+        Err(Status::unimplemented("not here yet"))
+    }
 }
 
 impl HostApi {

@@ -236,6 +236,20 @@ impl InstanceService for InstanceApi {
         Ok(Response::new(back.await?))
     }
 
+    async fn migrate_instance(
+        &self,
+        _request: Request<fleet::MigrateInstanceRequest>,
+    ) -> Result<Response<fleet::MigrateInstanceResponse>, Status> {
+        Err(Status::unimplemented("not here yet"))
+    }
+
+    async fn cancel_migration(
+        &self,
+        _request: Request<fleet::CancelMigrationRequest>,
+    ) -> Result<Response<fleet::CancelMigrationResponse>, Status> {
+        Err(Status::unimplemented("not here yet"))
+    }
+
     async fn list_instance_revisions(
         &self,
         request: Request<fleet::ListInstanceRevisionsRequest>,
@@ -273,6 +287,7 @@ impl InstanceService for InstanceApi {
             })),
             Some(Wire::Snapshot(text)) => Change::Rollback(snapshot_of(&name, &text)?),
             Some(Wire::Revision(revision)) => Change::Rollback(RollbackTarget::Revision(revision)),
+            Some(Wire::Migrate(_)) => return Err(Status::unimplemented("not here yet")),
             None => return Err(Refusal::field("change", "must be said").into()),
         };
         let plan = self.fleet.plan_instance(name, change).await?;

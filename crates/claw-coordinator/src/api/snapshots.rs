@@ -5,7 +5,8 @@ use claw_proto::convert::name::{parse_instance_name, parse_snapshot_name};
 use claw_proto::convert::violation::Violations;
 use claw_proto::fleet::v1::snapshot_service_server::SnapshotService;
 use claw_proto::fleet::v1::{self as fleet};
-use tonic::{Request, Response, Status};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{Envelope, caller_of};
 use crate::auth::Caller;
@@ -135,6 +136,22 @@ impl SnapshotService for SnapshotApi {
             make: |repository| fleet::VerifySnapshotsResponse { repository: Some(repository) },
         };
         Ok(Response::new(self.fleet.verify_snapshots(call, parent, depth, answer).await?))
+    }
+
+    type ExportSnapshotStream = ReceiverStream<Result<fleet::ExportSnapshotResponse, Status>>;
+
+    async fn export_snapshot(
+        &self,
+        _request: Request<fleet::ExportSnapshotRequest>,
+    ) -> Result<Response<Self::ExportSnapshotStream>, Status> {
+        Err(Status::unimplemented("not here yet"))
+    }
+
+    async fn import_snapshot(
+        &self,
+        _request: Request<Streaming<fleet::ImportSnapshotRequest>>,
+    ) -> Result<Response<fleet::ImportSnapshotResponse>, Status> {
+        Err(Status::unimplemented("not here yet"))
     }
 }
 

@@ -103,6 +103,7 @@ impl Told<'_> {
             restores_data,
             consequences: Vec::new(),
             spec: None,
+            blockers: Vec::new(),
         };
         plan.consequences = self.consequences(&plan, restarts);
         plan

@@ -46,6 +46,7 @@ pub fn snapshot(
         shown.bytes = info.bytes;
         shown.added_bytes = info.added_bytes;
         shown.restic_id = info.id.to_string();
+        shown.offsite = info.offsite;
     }
     shown
 }
@@ -63,10 +64,15 @@ pub fn repository(row: &RepositoryRow) -> fleet::SnapshotRepository {
         problem: report.problem,
         verify_time: report.verified_at.map(timestamp_to_wire),
         drill_time: report.drilled_at.map(timestamp_to_wire),
-        replicate_time: report.offsite.copied_at.map(timestamp_to_wire),
         report_time: row.report.as_ref().map(|(_report, at)| timestamp_to_wire(*at)),
         escrowed: row.escrow.is_some(),
         delete_time: row.deleted.map(timestamp_to_wire),
+        offsite: row.report.as_ref().map(|_reported| fleet::RepositoryOffsite {
+            path: report.offsite.path,
+            copy_time: report.offsite.copied_at.map(timestamp_to_wire),
+            overdue: report.offsite.overdue,
+            problem: report.offsite.problem,
+        }),
     }
 }
 

@@ -308,8 +308,11 @@ async fn data_comes_back_with_the_image_that_ran_on_it() {
 }
 
 async fn plan(clients: &Clients, change: Change) -> Result<fleet::InstancePlan, Status> {
-    let request =
-        fleet::PlanInstanceRequest { name: "instances/demo".to_owned(), change: Some(change) };
+    let request = fleet::PlanInstanceRequest {
+        name: "instances/demo".to_owned(),
+        change: Some(change),
+        ..Default::default()
+    };
     let planned = clients.clone().instances.plan_instance(request).await?;
     Ok(planned.into_inner().plan.unwrap())
 }

@@ -90,8 +90,11 @@ pub(super) async fn ask_plan(
     name: &str,
     change: Change,
 ) -> Result<fleet::InstancePlan, CommandError> {
-    let request =
-        fleet::PlanInstanceRequest { name: format!("instances/{name}"), change: Some(change) };
+    let request = fleet::PlanInstanceRequest {
+        name: format!("instances/{name}"),
+        change: Some(change),
+        ..fleet::PlanInstanceRequest::default()
+    };
     let doing = format!("plan a change of instances/{name}");
     let answer = connection
         .call(&doing, Repeat::Harmless, request, async |channel, request| {

@@ -110,7 +110,7 @@ impl From<fleet::SnapshotRepository> for RepositoryView {
             problem: wire.problem,
             verify_time: at(wire.verify_time).map(time::text),
             drill_time: at(wire.drill_time).map(time::text),
-            replicate_time: at(wire.replicate_time).map(time::text),
+            replicate_time: at(wire.offsite.and_then(|copy| copy.copy_time)).map(time::text),
             report_time: reported.map(time::text),
             escrowed: wire.escrowed,
             delete_time: at(wire.delete_time).map(time::text),

@@ -293,6 +293,7 @@ fn json_of_a_snapshot_and_its_repository() {
         added_bytes: 9,
         restic_id: "ab".repeat(32),
         problem: String::new(),
+        offsite: false,
     };
     let expected = serde_json::json!({
         "name": "scheduled-1790000000",
@@ -320,10 +321,10 @@ fn json_of_a_snapshot_and_its_repository() {
         problem: "no room".to_owned(),
         verify_time: time(),
         drill_time: time(),
-        replicate_time: time(),
         report_time: time(),
         escrowed: true,
         delete_time: None,
+        offsite: Some(fleet::RepositoryOffsite { copy_time: time(), ..Default::default() }),
     };
     let at = "2026-09-21T14:13:20Z";
     let expected = serde_json::json!({

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use claw_proto::fleet::v1 as fleet;
 use claw_proto::fleet::v1::snapshot_service_server::SnapshotService;
-use tonic::{Request, Response, Status};
+use futures_util::stream::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
 
 use super::services::{Services, absent, page};
 
@@ -83,5 +84,21 @@ impl SnapshotService for Services {
         self.state().enter(call, Some(&request.request_id))?;
         let repository = Some(fleet::SnapshotRepository::default());
         Ok(Response::new(fleet::VerifySnapshotsResponse { repository }))
+    }
+
+    type ExportSnapshotStream = BoxStream<'static, Result<fleet::ExportSnapshotResponse, Status>>;
+
+    async fn export_snapshot(
+        &self,
+        request: Request<fleet::ExportSnapshotRequest>,
+    ) -> Answer<Self::ExportSnapshotStream> {
+        Err(absent(&request.into_inner().name))
+    }
+
+    async fn import_snapshot(
+        &self,
+        _request: Request<Streaming<fleet::ImportSnapshotRequest>>,
+    ) -> Answer<fleet::ImportSnapshotResponse> {
+        Err(absent("the instance"))
     }
 }

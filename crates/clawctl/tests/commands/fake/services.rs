@@ -120,6 +120,19 @@ impl HostService for Services {
         Ok(Response::new(fleet::ListHostsResponse { hosts, next_page_token }))
     }
 
+    async fn set_host_offsite(
+        &self,
+        request: Request<fleet::SetHostOffsiteRequest>,
+    ) -> Answer<fleet::SetHostOffsiteResponse> {
+        let request = request.into_inner();
+        let mut state = self.state();
+        let verb = if request.storage.is_some() { "set" } else { "clear" };
+        let call = format!("{verb} off-site of {}", request.name);
+        state.enter(call, Some(&request.request_id))?;
+        let host = state.hosts.get(&request.name).cloned().ok_or_else(|| absent(&request.name))?;
+        Ok(Response::new(fleet::SetHostOffsiteResponse { host: Some(host) }))
+    }
+
     async fn update_host(
         &self,
         request: Request<fleet::UpdateHostRequest>,
@@ -343,6 +356,25 @@ impl InstanceService for Services {
         let verb = format!("roll back to {:?}:", request.target.unwrap());
         let instance = self.change(&verb, &request.name, &request.request_id)?;
         Ok(Response::new(fleet::RollbackInstanceResponse { instance }))
+    }
+
+    async fn migrate_instance(
+        &self,
+        request: Request<fleet::MigrateInstanceRequest>,
+    ) -> Answer<fleet::MigrateInstanceResponse> {
+        let request = request.into_inner();
+        let verb = format!("migrate to {} from {:?}", request.host, request.source());
+        let instance = self.change(&verb, &request.name, &request.request_id)?;
+        Ok(Response::new(fleet::MigrateInstanceResponse { instance }))
+    }
+
+    async fn cancel_migration(
+        &self,
+        request: Request<fleet::CancelMigrationRequest>,
+    ) -> Answer<fleet::CancelMigrationResponse> {
+        let request = request.into_inner();
+        let instance = self.change("cancel migration", &request.name, &request.request_id)?;
+        Ok(Response::new(fleet::CancelMigrationResponse { instance }))
     }
 
     async fn list_instance_revisions(
