@@ -85,11 +85,13 @@ pub enum EventKind {
     OffsiteFailed,
     /// It could be copied again.
     OffsiteRecovered,
+    /// An image that nobody needs any more was removed from the host.
+    ImageRemoved,
 }
 
 impl EventKind {
     /// Every kind with its name in the API.
-    pub const ALL: [(Self, &'static str); 33] = [
+    pub const ALL: [(Self, &'static str); 34] = [
         (Self::StatePersisted, "state_persisted"),
         (Self::StateRefused, "state_refused"),
         (Self::StepDone, "step_done"),
@@ -123,6 +125,7 @@ impl EventKind {
         (Self::OffsiteOverdue, "offsite_overdue"),
         (Self::OffsiteFailed, "offsite_failed"),
         (Self::OffsiteRecovered, "offsite_recovered"),
+        (Self::ImageRemoved, "image_removed"),
     ];
 
     /// The kind with this name, if there is one.

@@ -17,6 +17,7 @@ pub mod data;
 pub mod event;
 pub mod firewall;
 pub mod host;
+pub mod images;
 pub mod name;
 pub mod observed;
 pub mod offsite;

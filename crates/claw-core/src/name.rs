@@ -226,7 +226,13 @@ impl ImageRef {
     /// Whether the reference names exactly one content for ever.
     #[must_use]
     pub fn is_pinned(&self) -> bool {
-        self.0.starts_with("sha256:") || self.0.contains("@sha256:")
+        self.is_id() || self.0.contains("@sha256:")
+    }
+
+    /// Whether it is the id of an image on a host, which no registry knows.
+    #[must_use]
+    pub fn is_id(&self) -> bool {
+        self.0.starts_with("sha256:")
     }
 }
 

@@ -100,16 +100,19 @@ pub enum Note {
     RevertedPolicy,
     /// Totals of refused traffic.
     Tally,
+    /// Images that specs have named here, and since when nobody needs them.
+    Images,
 }
 
 impl Note {
-    const ALL: [Self; 3] = [Self::HostPolicy, Self::RevertedPolicy, Self::Tally];
+    const ALL: [Self; 4] = [Self::HostPolicy, Self::RevertedPolicy, Self::Tally, Self::Images];
 
     const fn key(self) -> &'static str {
         match self {
             Self::HostPolicy => "firewall.host-policy",
             Self::RevertedPolicy => "firewall.reverted-policy",
             Self::Tally => "firewall.tally",
+            Self::Images => "images",
         }
     }
 }

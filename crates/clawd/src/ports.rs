@@ -18,6 +18,7 @@ use std::time::Duration;
 use claw_core::address::InstanceNetwork;
 use claw_core::data::DataGeneration;
 use claw_core::firewall::{Cidr, DnsPolicy, Flow, RuleCounter, Ruleset, SetEntry, Surroundings};
+use claw_core::images::HostImage;
 use claw_core::name::{ImageRef, InstanceName, StatePath};
 use claw_core::observed::{ObservedContainer, ObservedNetwork};
 use claw_core::plan::{ContainerPlan, VirtualHost};
@@ -124,6 +125,15 @@ pub trait Runtime {
         image: &ImageRef,
         progress: &dyn Fn(PullProgress),
     ) -> impl Future<Output = Result<(), RuntimeError>>;
+    /// What references lead to on this host; those that lead nowhere are left out.
+    fn images(
+        &self,
+        references: &BTreeSet<ImageRef>,
+    ) -> impl Future<Output = Result<BTreeMap<ImageRef, HostImage>, RuntimeError>>;
+    /// Removes a reference, and with the last one to an image the image itself, unless a container was made
+    /// from it: that is refused. Gone is success. Returns the bytes of the image if it is gone with this,
+    /// those that others share included, and 0 if it is not.
+    fn remove_image(&self, image: &ImageRef) -> impl Future<Output = Result<u64, RuntimeError>>;
     /// Carries out one change; doing it twice does no harm.
     fn change(
         &self,

@@ -2,9 +2,9 @@
 //!
 //! [`host::HostLoop`] owns the instances: it takes desired states, passes on what Docker says and
 //! feeds the watchdog. Each instance has a loop of its own ([`instance`]); they progress independently. One
-//! more, [`backups`], takes snapshots of all of them.
+//! more, [`backups`], takes snapshots of all of them, and one, [`images`], removes what none of them needs.
 //! Nothing but [`execute`], [`prepare`] (for a change of version) and [`trial`], and, for the host as a whole,
-//! [`firewall`] and [`backups`], changes the machine.
+//! [`firewall`], [`backups`] and [`images`], changes the machine.
 //!
 //! What it does not do: talk to the coordinator. Offers come in through a mailbox in which only the
 //! newest counts; reports go to the board.
@@ -20,6 +20,7 @@ mod firewall;
 mod freeze;
 mod health;
 pub mod host;
+mod images;
 mod instance;
 pub mod observe;
 mod prepare;

@@ -11,7 +11,8 @@ use std::rc::Rc;
 
 use claw_core::backup::{SnapshotCause, SnapshotInfo};
 use claw_core::data::DataGeneration;
-use claw_core::name::{InstanceName, SnapshotName};
+use claw_core::images::{Claim, Need};
+use claw_core::name::{ImageRef, InstanceName, SnapshotName};
 use claw_core::observed::RestSnapshot;
 use claw_core::plan::DesiredInstance;
 use claw_core::time::Timestamp;
@@ -56,12 +57,14 @@ pub struct ReplacedData {
 }
 
 /// What is held of an instance.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Held {
     /// Every sound snapshot, oldest first; none while the repository was not looked at yet.
     pub snapshots: Option<Vec<SnapshotInfo>>,
     /// Snapshots at rest failed so often that nobody shall wait for one.
     pub gave_up: bool,
+    /// The images of all snapshots, damaged ones too, with one that needs each.
+    pub images: BTreeMap<ImageRef, SnapshotName>,
 }
 
 impl Held {
@@ -94,6 +97,10 @@ impl Held {
 pub struct Roster {
     members: RefCell<BTreeMap<InstanceName, Member>>,
     held: RefCell<BTreeMap<InstanceName, Held>>,
+    /// Every instance that the journal knows, with the image that the desired state wants for it.
+    expected: RefCell<BTreeMap<InstanceName, Option<ImageRef>>>,
+    /// The images that each needs, as its loop says.
+    claims: RefCell<BTreeMap<InstanceName, BTreeSet<Claim>>>,
     frozen: RefCell<BTreeSet<InstanceName>>,
     version: watch::Sender<u64>,
     trial: Rc<Mutex<()>>,
@@ -104,6 +111,8 @@ impl Default for Roster {
         Self {
             members: RefCell::default(),
             held: RefCell::default(),
+            expected: RefCell::default(),
+            claims: RefCell::default(),
             frozen: RefCell::default(),
             version: watch::Sender::new(0),
             trial: Rc::default(),
@@ -143,6 +152,8 @@ impl Roster {
     pub fn remove(&self, name: &InstanceName) {
         self.members.borrow_mut().remove(name);
         self.held.borrow_mut().remove(name);
+        self.expected.borrow_mut().remove(name);
+        self.claims.borrow_mut().remove(name);
         self.version.send_modify(|version| *version += 1);
     }
 
@@ -158,6 +169,45 @@ impl Roster {
         if let Some(member) = self.members.borrow().get(name) {
             member.bell.ring(crate::reconcile::Cause::Look);
         }
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    /// There is such an instance, whether or not its loop has said anything yet.
+    pub fn expect(&self, name: &InstanceName, wanted: Option<ImageRef>) {
+        let before = self.expected.borrow_mut().insert(name.clone(), wanted.clone());
+        if before != Some(wanted) {
+            self.version.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// An instance's loop says which images it needs.
+    pub fn claim(&self, name: &InstanceName, claims: BTreeSet<Claim>) {
+        let before = self.claims.borrow_mut().insert(name.clone(), claims.clone());
+        if before != Some(claims) {
+            self.version.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// The images that are needed, as far as known, and the instances of which that is not known: their loops
+    /// have not said anything, or nobody has looked at their snapshots.
+    #[must_use]
+    pub fn image_claims(&self) -> (BTreeSet<Claim>, BTreeSet<InstanceName>) {
+        let (expected, held) = (self.expected.borrow(), self.held.borrow());
+        let mut claims: BTreeSet<Claim> =
+            self.claims.borrow().values().flatten().cloned().collect();
+        for (instance, wanted) in expected.iter() {
+            let claim = |(image, need)| Claim { image, instance: instance.clone(), need };
+            claims.extend(wanted.clone().map(|image| claim((image, Need::Wanted))));
+            let snapshots = held.get(instance).map(|held| held.images.clone()).unwrap_or_default();
+            let need = |(image, name)| (image, Need::Snapshot(name));
+            claims.extend(snapshots.into_iter().map(need).map(claim));
+        }
+        let known = |name: &InstanceName| {
+            let looked = held.get(name).is_some_and(|held| held.snapshots.is_some());
+            looked && self.claims.borrow().contains_key(name)
+        };
+        let unknown = expected.keys().filter(|name| !known(name)).cloned().collect();
+        (claims, unknown)
     }
 
     /// Whether it is being held still for a snapshot: its loop leaves it alone meanwhile.

@@ -47,7 +47,10 @@ fn subject(machine: &FakeMachine, instance: &str) -> RuntimeSubject {
     };
     let absent_image = ImageRef::parse("localhost:1/nowhere:none").unwrap();
     let mounts = machine.files.mounts(&instance, DataGeneration::FIRST);
-    RuntimeSubject { network, plan, mounts, absent_image }
+    machine.runtime.load("spare:1");
+    machine.runtime.tag("spare:1", "spare:2");
+    let spare = ["spare:1", "spare:2"].map(|name| ImageRef::parse(name).unwrap());
+    RuntimeSubject { network, plan, mounts, absent_image, spare }
 }
 
 fn host(instance: &str, last: u8) -> VirtualHost {

@@ -134,7 +134,11 @@ async fn docker() {
     let Some(lab) = LabHost::here("docker").await else { return };
     let Subject { network, plan, mounts, .. } = lab.subject("contract", 100).await;
     let absent_image = ImageRef::parse("localhost:1/nowhere:none").unwrap();
-    let subject = RuntimeSubject { network, plan, mounts, absent_image };
+    let import = "tar -c /etc/hostname /etc/passwd | docker import - claw/spare:1";
+    lab::run(&["sh", "-c", import]).await;
+    lab::run(&["docker", "tag", "claw/spare:1", "claw/spare:2"]).await;
+    let spare = ["claw/spare:1", "claw/spare:2"].map(|name| ImageRef::parse(name).unwrap());
+    let subject = RuntimeSubject { network, plan, mounts, absent_image, spare };
     contract::runtime(&lab.docker, &subject).await.unwrap();
 }
 

@@ -139,6 +139,17 @@ impl Docker {
         Ok(self.containers()?.into_iter().chain(networks).filter(ours).collect())
     }
 
+    /// Whether an image is there under this name.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn has_image(&self, name: &str) -> Result<bool> {
+        let all = self.request("GET", "/images/json", None)?;
+        let tags =
+            all.as_array().context("no list")?.iter().filter_map(|i| i["RepoTags"].as_array());
+        Ok(tags.flatten().any(|tag| tag == name))
+    }
+
     /// Kills a container (SIGKILL).
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use claw_lab::LabHost;
 use nix::sched::{CloneFlags, setns, unshare};
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension as _};
 use serde_json::Value;
 
 /// Where it is, on the host.
@@ -72,6 +72,38 @@ pub fn edit_backup_note(
         journal.execute(update, (instance, serde_json::to_vec(&note)?))?;
         Ok(())
     })
+}
+
+/// A note about the host itself, such as `images`; `null` when there is none.
+///
+/// # Errors
+/// When the host is off or there is no journal.
+pub fn host_note(host: &LabHost, key: &'static str) -> Result<Value> {
+    look(host, |journal| read_note(journal, key))
+}
+
+/// Changes a note about the host itself while no agent runs, such as since when an image is not needed.
+///
+/// # Errors
+/// When the host is off or there is no journal.
+pub fn edit_host_note(
+    host: &LabHost,
+    key: &'static str,
+    edit: impl FnOnce(&mut Value) + Send,
+) -> Result<()> {
+    look(host, |journal| {
+        let mut note = read_note(journal, key)?;
+        edit(&mut note);
+        let update = "UPDATE note SET value = ?2 WHERE key = ?1";
+        journal.execute(update, (key, serde_json::to_vec(&note)?))?;
+        Ok(())
+    })
+}
+
+fn read_note(journal: &Connection, key: &str) -> Result<Value> {
+    let select = "SELECT value FROM note WHERE key = ?1";
+    let note: Option<Vec<u8>> = journal.query_row(select, [key], |row| row.get(0)).optional()?;
+    note.map_or(Ok(Value::Null), |note| Ok(serde_json::from_slice(&note)?))
 }
 
 /// Reads the journal with the host's files in view.

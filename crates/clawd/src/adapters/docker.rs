@@ -14,12 +14,13 @@
 
 mod container;
 mod events;
+mod images;
 mod network;
 mod pull;
 mod stream;
 mod trial;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use bollard::errors::Error;
 use bollard::models::ContainerInspectResponse;
 use bollard::query_parameters as query;
+use claw_core::images::HostImage;
 use claw_core::name::{ImageRef, InstanceName};
 use claw_core::observed::ObservedContainer;
 use claw_core::plan::{ContainerPlan, container_name};
@@ -273,6 +275,17 @@ impl Runtime for Docker {
         pull::pull(&self.client()?, image, progress).await
     }
 
+    async fn images(
+        &self,
+        references: &BTreeSet<ImageRef>,
+    ) -> Result<BTreeMap<ImageRef, HostImage>, RuntimeError> {
+        images::of(&self.client()?, references).await
+    }
+
+    async fn remove_image(&self, image: &ImageRef) -> Result<u64, RuntimeError> {
+        images::remove(&self.client()?, image).await
+    }
+
     async fn change(
         &self,
         instance: &InstanceName,
@@ -298,12 +311,16 @@ impl Runtime for Docker {
     }
 }
 
+/// Containers with these labels, or all of anybody's.
 async fn list_containers(
     client: &bollard::Docker,
     labels: &[String],
 ) -> Result<Vec<bollard::models::ContainerSummary>, RuntimeError> {
     let doing = "listing containers";
-    let filters = HashMap::from([("label", labels.to_vec())]);
+    let mut filters = HashMap::new();
+    if !labels.is_empty() {
+        filters.insert("label", labels.to_vec());
+    }
     let options = query::ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
     let listed = within(doing, LOOK, client.list_containers(Some(options))).await?;
     listed.map_err(|error| failure(doing, error))

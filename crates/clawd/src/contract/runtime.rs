@@ -1,5 +1,6 @@
 //! The contract of [`Runtime`].
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use claw_core::address::InstanceNetwork;
@@ -26,6 +27,8 @@ pub struct RuntimeSubject {
     pub mounts: Mounts,
     /// An image that is nowhere.
     pub absent_image: ImageRef,
+    /// An image that is present under two names and that no container was made from. The suite removes it.
+    pub spare: [ImageRef; 2],
 }
 
 /// The contract of [`Runtime`]. It ends as it began.
@@ -40,6 +43,7 @@ pub async fn runtime(runtime: &impl Runtime, subject: &RuntimeSubject) -> Result
     suite.running().await?;
     suite.limits(&id).await?;
     suite.stopped(&id).await?;
+    suite.images().await?;
     suite.removed(&id, &network).await
 }
 
@@ -208,6 +212,39 @@ impl<R: Runtime> Suite<'_, R> {
         let removed = self.runtime.change(self.instance(), RuntimeChange::Remove(id)).await;
         holds("a running container is not removed", removed.is_err(), removed)?;
         self.change("it is stopped again", RuntimeChange::Stop(id, grace)).await
+    }
+
+    /// While there is a container, which is down.
+    async fn images(&self) -> Result<(), Breach> {
+        let RuntimeSubject { plan, absent_image, spare: [first, second], .. } = self.subject;
+        let all = [&plan.image, absent_image, first, second].map(Clone::clone);
+        let all = BTreeSet::from(all);
+        let look = async || done("looking for images succeeds", self.runtime.images(&all).await);
+        let found = look().await?;
+        let used = |image: &ImageRef| found.get(image).map(|found| found.used);
+        let rule = "images are found by their references, with who uses them";
+        same(rule, &used(&plan.image), &Some(true))?;
+        same(rule, &used(absent_image), &None)?;
+        same(rule, &used(first), &Some(false))?;
+        let rule = "two names of the same content have one id";
+        let [one, other] = [first, second].map(|image| found.get(image));
+        same(rule, &one, &other)?;
+        let refused = self.runtime.remove_image(&plan.image).await;
+        holds("what a container was made from is not removed", refused.is_err(), refused)?;
+        let bytes = one.map_or(0, |image| image.bytes);
+        holds("an image takes room", bytes > 0, bytes)?;
+        for (rule, image, given_back) in [
+            ("removing one of two names gives nothing back", first, 0),
+            ("removing what is gone is success", first, 0),
+            ("the last name goes with the image", second, bytes),
+        ] {
+            let removed = done(rule, self.runtime.remove_image(image).await)?;
+            same(rule, &removed, &given_back)?;
+            let left = look().await?;
+            holds(rule, !left.contains_key(image), &left)?;
+        }
+        let left = look().await?;
+        holds("nothing else is gone", left.contains_key(&plan.image) && left.len() == 1, &left)
     }
 
     async fn removed(&self, id: &str, network: &str) -> Result<(), Breach> {

@@ -1,5 +1,6 @@
 //! Containers, images, networks, trials.
 
+mod images;
 mod trials;
 
 use std::cell::RefCell;
@@ -9,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use claw_core::cutover::EXIT_NEEDS_MIGRATION;
+use claw_core::images::HostImage;
 use claw_core::name::{ImageRef, InstanceName};
 use claw_core::observed::{ContainerState, Exit, ObservedContainer, ObservedNetwork};
 use claw_core::plan::ContainerPlan;
@@ -22,6 +24,7 @@ use crate::ports::{
     Clock as _, Mounts, PullProgress, Runtime, RuntimeChange, RuntimeError, RuntimeEvent,
     RuntimeView,
 };
+use images::Images;
 use trials::Trials;
 
 pub use trials::TrialOutcome;
@@ -47,6 +50,7 @@ struct State {
     plans: BTreeMap<InstanceName, (ContainerPlan, Mounts)>,
     /// Since when those that are frozen have been running.
     frozen: BTreeMap<InstanceName, Timestamp>,
+    images: Images,
     trials: Trials,
     made: u64,
     views: u64,
@@ -364,6 +368,29 @@ impl Runtime for FakeRuntime {
         }
         self.state.borrow_mut().present.insert(image.to_string());
         if call.may_end().await { Ok(()) } else { Err(failed()) }
+    }
+
+    async fn images(
+        &self,
+        references: &BTreeSet<ImageRef>,
+    ) -> Result<BTreeMap<ImageRef, HostImage>, RuntimeError> {
+        if !self.mishaps.look("images").may_begin().await {
+            return Err(refused("looking for images"));
+        }
+        self.reach()?;
+        let state = self.state.borrow();
+        let found = |image: &ImageRef| Some((image.clone(), state.host_image(image.as_str())?));
+        Ok(references.iter().filter_map(found).collect())
+    }
+
+    async fn remove_image(&self, image: &ImageRef) -> Result<u64, RuntimeError> {
+        let call = self.mishaps.effect("remove-image");
+        if !call.may_begin().await {
+            return Err(refused("removing an image"));
+        }
+        self.reach()?;
+        let bytes = self.state.borrow_mut().remove_image(image)?;
+        if call.may_end().await { Ok(bytes) } else { Err(refused("removing an image")) }
     }
 
     async fn change(

@@ -36,11 +36,12 @@ use crate::machine::Machine;
 use crate::ports::Clock as _;
 use crate::roster::Member;
 use due::{Due, Kind, Next, Room, Work, agenda};
-use job::{Done, JobError, Keys, Order};
+use job::{Done, Keys, Order};
 use ledger::{Ended, Ledger, Told};
 use record::BackupRecord;
 use request::{RequestRefused, judge};
 
+pub(super) use job::{JobError, is_low};
 pub(super) use request::BackupsHandle;
 pub use request::{BackupRequest, BackupWork, Extent};
 
@@ -155,7 +156,7 @@ impl<M: Machine> Backups<M> {
         ledger.follow(member);
         let before = self.agent.roster.held(name);
         let held = ledger.held();
-        if before.snapshots != held.snapshots || before.gave_up != held.gave_up {
+        if before != *held {
             self.agent.roster.set_held(name, held.clone());
         }
         if held.snapshots.is_some() {

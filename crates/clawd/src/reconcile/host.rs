@@ -11,8 +11,8 @@ use claw_core::address::Slot;
 use claw_core::event::{EventKind, Severity};
 use claw_core::firewall::{FirewallDetail, Surroundings};
 use claw_core::host::HostState;
-use claw_core::name::InstanceName;
-use claw_core::plan::DesiredInstance;
+use claw_core::name::{ImageRef, InstanceName};
+use claw_core::plan::{DesiredInstance, Target};
 use claw_core::stamp::Stamp;
 use tokio::select;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,6 +22,7 @@ use super::accept::{Accepted, Held, Refused, Verdict, judge_offer, render};
 use super::backups::{BackupRequest, Backups, BackupsHandle};
 use super::deadline::{self, within};
 use super::firewall::{FirewallLoop, FirewallTarget, Meter, Noted, detail, guard};
+use super::images::Images;
 use super::instance::{InstanceLoop, Pulse};
 use super::trial;
 use super::wake::{Bell, Cause};
@@ -106,8 +107,8 @@ pub struct HostLoop<M> {
     firewall: watch::Sender<Option<Rc<FirewallTarget>>>,
     surroundings: watch::Receiver<Surroundings>,
     backups: BackupsHandle,
-    /// The loop of the firewall, the guard against guessing, the loop of snapshots.
-    _helpers: [Helper; 3],
+    /// The loop of the firewall, the guard against guessing, the loops of snapshots and of images.
+    _helpers: [Helper; 4],
 }
 
 /// A task that ends with its owner.
@@ -155,6 +156,10 @@ impl<M: Machine> HostLoop<M> {
         let guard = guard(Rc::clone(&agent));
         let notes = std::mem::take(&mut recovered.backup_notes);
         let (keeps, backups) = Backups::new(Rc::clone(&agent), notes);
+        let images = recovered.notes.get(&Note::Images).map(Vec::as_slice);
+        let images = Images::new(Rc::clone(&agent), images);
+        // Those whose loops cannot be started need something, too.
+        recovered.instances.keys().for_each(|name| agent.roster.expect(name, None));
         let helpers = [
             Helper(tokio::task::spawn_local(keeper.run())),
             Helper(tokio::task::spawn_local(guard)),
@@ -165,6 +170,7 @@ impl<M: Machine> HostLoop<M> {
                     keeps.run().await;
                 }
             })),
+            Helper(tokio::task::spawn_local(images.run())),
         ];
         let mut host = Self {
             agent,
@@ -327,6 +333,7 @@ impl<M: Machine> HostLoop<M> {
         for (name, desired) in accepted.targets {
             match self.instances.get(&name) {
                 Some(member) => {
+                    self.agent.roster.expect(&name, wanted_image(&desired));
                     member.target.send_replace(Rc::new(desired));
                 }
                 None => self.spawn(desired, Remembered::default(), &Versions::default()),
@@ -346,6 +353,7 @@ impl<M: Machine> HostLoop<M> {
 
     fn spawn(&mut self, desired: DesiredInstance, remembered: Remembered, versions: &Versions) {
         let name = desired.name.clone();
+        self.agent.roster.expect(&name, wanted_image(&desired));
         let (target, targets) = watch::channel(Rc::new(desired));
         let (bell, pulse) = (Rc::<Bell>::default(), Rc::<Pulse>::default());
         let instance = InstanceLoop::new(
@@ -370,7 +378,7 @@ impl<M: Machine> HostLoop<M> {
         let Some(member) = self.instances.remove(name) else { return };
         let desired = Rc::clone(&member.target.borrow());
         drop(member);
-        if desired.target == claw_core::plan::Target::Removed {
+        if desired.target == Target::Removed {
             self.slots.remove(name);
             self.agent.board.removed(name, desired.generation);
             let message = "removed; its data was set aside";
@@ -474,6 +482,13 @@ fn persist_problem(outcome: Result<Result<(), WriteFailure>, deadline::Elapsed>)
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(format!("not persisted, tried again: {}", chain(&error))),
         Err(elapsed) => Some(format!("not persisted, tried again: {}", chain(&elapsed))),
+    }
+}
+
+fn wanted_image(desired: &DesiredInstance) -> Option<ImageRef> {
+    match &desired.target {
+        Target::Present { spec, .. } => Some(spec.image.clone()),
+        Target::Removed => None,
     }
 }
 

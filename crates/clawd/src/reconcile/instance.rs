@@ -176,6 +176,7 @@ impl<M: Machine> InstanceLoop<M> {
             // It stands still for a moment; whoever holds it rings the bell.
             return Next::Wait(None);
         }
+        self.claim_images(wanted);
         let effective = match self.steer(wanted).await {
             Steered::Run(effective) => effective,
             Steered::Over(next) => return next,

@@ -37,6 +37,11 @@ impl Trials {
         self.migrating.contains(image) && !self.migrated.contains(&done)
     }
 
+    /// The images of trials that are there.
+    pub(super) fn images(&self) -> impl Iterator<Item = &str> {
+        self.there.values().map(|(trial, _)| trial.container.image.as_str())
+    }
+
     pub(super) fn end_all(&mut self, exit: Exit) {
         for (_, state) in self.there.values_mut() {
             if *state == TrialState::Running {

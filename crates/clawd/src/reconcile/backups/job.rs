@@ -95,7 +95,7 @@ pub(super) enum Done {
 
 /// Why a job failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum JobError {
+pub(in crate::reconcile) enum JobError {
     /// The repository.
     #[error(transparent)]
     Snapshots(#[from] SnapshotsError),
@@ -390,6 +390,18 @@ pub(super) async fn measure<M: Machine>(
 ) -> Result<Measure, JobError> {
     let work = agent.machine.volumes().measure(instance, data);
     Ok(within(agent.machine.clock(), MEASURE, work).await??)
+}
+
+/// Whether the disk is below its watermark. A directory that is absent tells it with no walk.
+///
+/// # Errors
+/// [`JobError`].
+pub(in crate::reconcile) async fn is_low<M: Machine>(
+    agent: &Agent<M>,
+    instance: &InstanceName,
+) -> Result<bool, JobError> {
+    let measure = measure(agent, instance, drill::DRILL_DATA).await?;
+    Ok(watermark(&measure) == Room::Low)
 }
 
 /// Whether so many bytes may be written.

@@ -117,7 +117,9 @@ impl Ledger {
         }
         let sound = |snapshot: &&SnapshotInfo| snapshot.health == SnapshotHealth::Sound;
         let snapshots = self.snapshots().map(|list| list.iter().filter(sound).cloned().collect());
-        self.held = Held { snapshots, gave_up: self.gave_up.is_some() };
+        let images = self.snapshots().unwrap_or_default().iter();
+        let images = images.map(|snapshot| (snapshot.image.clone(), snapshot.name.clone()));
+        self.held = Held { snapshots, gave_up: self.gave_up.is_some(), images: images.collect() };
     }
 
     /// What the instance's loop may know.

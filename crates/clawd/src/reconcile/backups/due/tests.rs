@@ -91,7 +91,7 @@ impl Scene {
     }
 
     fn held(&self) -> Held {
-        Held { snapshots: self.list.clone(), gave_up: self.gave_up }
+        Held { snapshots: self.list.clone(), gave_up: self.gave_up, ..Held::default() }
     }
 
     fn with_subject<T>(&self, look: impl FnOnce(&Subject<'_>) -> T) -> T {

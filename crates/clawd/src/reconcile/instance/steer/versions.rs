@@ -5,6 +5,7 @@ use std::rc::Rc;
 use claw_core::cutover::{Deployment, Version, held_back};
 use claw_core::data::DataGeneration;
 use claw_core::host::HostState;
+use claw_core::images::claims;
 use claw_core::plan::{DesiredInstance, Target, container_digest};
 use claw_core::spec::InstanceSpec;
 use claw_core::stamp::Digest;
@@ -25,6 +26,17 @@ impl<M: Machine> InstanceLoop<M> {
         let Target::Present { spec, .. } = &wanted.target else { return None };
         let desired = DesiredInstance { data: active.data, ..wanted.clone() };
         Some(container_digest(&desired, &held_back(confirmed, spec)))
+    }
+
+    /// Says which images must stay on the host for this instance.
+    pub(in super::super) fn claim_images(&self, wanted: &DesiredInstance) {
+        let spec = match &wanted.target {
+            Target::Present { spec, .. } => Some(&**spec),
+            Target::Removed => None,
+        };
+        let replaced = self.steering.replaced.as_deref();
+        let claims = claims(&wanted.name, spec, &self.remembered.record, replaced);
+        self.agent.roster.claim(&wanted.name, claims);
     }
 
     /// An instance as one of its versions wants it.
