@@ -6,6 +6,7 @@
 //!
 //! Where to start: [`FakeMachine::new`], then [`Mishaps`] for failures.
 
+mod carry;
 mod clock;
 mod files;
 mod firewall;
@@ -19,6 +20,7 @@ mod volumes;
 
 use crate::machine::Ports;
 
+pub use carry::{FakeStorage, Reach};
 pub use clock::FakeClock;
 pub use files::{FakeData, FakeFiles};
 pub use firewall::{FakeFirewall, FakeLoginLog, FakeResolver, FakeUplink};

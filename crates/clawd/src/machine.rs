@@ -1,8 +1,8 @@
 //! All ports of one machine together, so that code is generic over one thing.
 
 use crate::ports::{
-    Clock, Files, Firewall, Gateway, Host, LoginLog, Proxy, Resolver, Runtime, Snapshots, Traffic,
-    Trials, Uplink, Volumes,
+    Clock, Files, Firewall, Gateway, Host, LoginLog, Offsite, Proxy, Resolver, Runtime, Snapshots,
+    Traffic, Transfers, Trials, Uplink, Volumes,
 };
 
 /// A machine: the real one, or a fake one in tests.
@@ -29,8 +29,8 @@ pub trait Machine: 'static {
     type Uplink: Uplink;
     /// Data directories.
     type Volumes: Volumes;
-    /// Snapshots of them.
-    type Snapshots: Snapshots;
+    /// Snapshots of them, and how they leave the host.
+    type Snapshots: Snapshots + Offsite + Transfers;
 
     /// Containers, images, networks.
     fn runtime(&self) -> &Self::Runtime;
@@ -100,7 +100,7 @@ where
     D: Resolver + 'static,
     U: Uplink + 'static,
     V: Volumes + 'static,
-    S: Snapshots + 'static,
+    S: Snapshots + Offsite + Transfers + 'static,
 {
     type Runtime = R;
     type Files = F;

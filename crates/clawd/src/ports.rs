@@ -29,7 +29,9 @@ use claw_core::time::Timestamp;
 use claw_core::unit::{CpuMillis, PidsLimit};
 use tokio::sync::mpsc;
 
-pub use carry::{Carried, MAX_PIECE, Offsite, OffsitePlace, Pipe, PipeError, Surplus, Transfers};
+pub use carry::{
+    Carried, MAX_PIECE, Offsite, OffsitePlace, Parcel, Pipe, PipeError, Surplus, Transfers,
+};
 pub use data::{
     Copied, JobProgress, Measure, Quiesce, RepositoryKeys, SnapshotList, SnapshotOrder, Snapshots,
     SnapshotsError, Trial, TrialState, Trials, Verification, VerifyDepth, VolumeError, Volumes,

@@ -20,6 +20,7 @@
 //! Where to start: [`SnapshotWorker::new`]; how the process is started is in [`launch`], what is said in
 //! [`talk`], the keys are in [`keys`].
 
+mod carry;
 mod keys;
 mod launch;
 mod talk;

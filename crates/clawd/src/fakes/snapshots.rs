@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use claw_core::backup::{SnapshotHealth, SnapshotInfo};
 use claw_core::data::DataGeneration;
@@ -11,6 +12,7 @@ use claw_core::spec::Secret;
 use claw_core::stamp::Digest;
 
 use super::FakeFiles;
+use super::carry::FakeStorage;
 use super::files::FakeData;
 use super::mishap::{Mishaps, Told};
 use crate::ports::{
@@ -22,26 +24,65 @@ use crate::ports::{
 const LEFT_OUT: [&str; 2] = ["cache/", "tmp/"];
 
 /// Snapshots in memory. Calls that go wrong by name: `take-snapshot`, `restore-snapshot`,
-/// `forget-snapshots` (effects), `list-snapshots`, `verify-snapshots`, `repository-keys` (looks).
+/// `forget-snapshots` (effects), `list-snapshots`, `verify-snapshots`, `repository-keys` (looks). What is
+/// carried away and here is in `carry`.
 #[derive(Debug, Clone)]
 pub struct FakeSnapshots {
-    files: FakeFiles,
-    state: Rc<RefCell<State>>,
-    mishaps: Mishaps,
+    pub(super) files: FakeFiles,
+    pub(super) state: Rc<RefCell<State>>,
+    pub(super) mishaps: Mishaps,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    repositories: BTreeMap<InstanceName, BTreeMap<SnapshotName, Kept>>,
+pub(super) struct State {
+    pub(super) repositories: BTreeMap<InstanceName, Repository>,
+    pub(super) storage: FakeStorage,
     full: Option<String>,
 }
 
+/// A repository, here or in a storage.
 #[derive(Debug, Clone)]
-struct Kept {
-    info: SnapshotInfo,
-    data: FakeData,
-    assignment: Vec<u8>,
-    damaged: bool,
+pub(super) struct Repository {
+    pub(super) id: Digest,
+    pub(super) keys: RepositoryKeys,
+    pub(super) snapshots: BTreeMap<SnapshotName, Kept>,
+    pub(super) origin: Origin,
+}
+
+/// Where a repository came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// From here, or it was used here.
+    Here,
+    /// From elsewhere, and it was never used here.
+    Elsewhere,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    pub(super) info: SnapshotInfo,
+    pub(super) data: FakeData,
+    pub(super) assignment: Vec<u8>,
+    pub(super) damaged: bool,
+}
+
+impl Repository {
+    /// A new one, unlike any other of this process.
+    fn new(instance: &InstanceName) -> Self {
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let id = Digest::of(format!("{instance}/{number}").as_bytes());
+        let keys = RepositoryKeys {
+            secret: Secret::new(Digest::of(id.as_bytes()).to_string()),
+            recovery: Secret::new(format!("recovery-of-{instance}-{number}")),
+        };
+        Self { id, keys, snapshots: BTreeMap::new(), origin: Origin::Here }
+    }
+
+    /// What it is called in a list and in a storage.
+    fn short_id(&self) -> String {
+        self.id.to_string().chars().take(16).collect()
+    }
 }
 
 impl FakeSnapshots {
@@ -67,7 +108,7 @@ impl FakeSnapshots {
     pub fn damage(&self, instance: &InstanceName, name: &SnapshotName) {
         let mut state = self.state.borrow_mut();
         let repository = state.repositories.get_mut(instance);
-        if let Some(kept) = repository.and_then(|repository| repository.get_mut(name)) {
+        if let Some(kept) = repository.and_then(|repository| repository.snapshots.get_mut(name)) {
             kept.damaged = true;
         }
     }
@@ -82,17 +123,24 @@ impl FakeSnapshots {
         self.state.borrow_mut().repositories.remove(instance);
     }
 
-    fn kept(&self, instance: &InstanceName, name: &SnapshotName) -> Option<Kept> {
-        self.state.borrow().repositories.get(instance)?.get(name).cloned()
+    pub(super) fn kept(&self, instance: &InstanceName, name: &SnapshotName) -> Option<Kept> {
+        self.state.borrow().repositories.get(instance)?.snapshots.get(name).cloned()
     }
 
-    fn keep(&self, order: &SnapshotOrder, kept: Kept) {
+    pub(super) fn keep(&self, order: &SnapshotOrder, kept: Kept) {
         let mut state = self.state.borrow_mut();
-        let repository = state.repositories.entry(order.instance.clone()).or_default();
-        repository.insert(order.name.clone(), kept);
+        let repository = state.repositories.entry(order.instance.clone());
+        let repository = repository.or_insert_with_key(Repository::new);
+        repository.snapshots.insert(order.name.clone(), kept);
+        repository.origin = Origin::Here;
     }
 
-    fn has_room(&self, doing: &'static str) -> Result<(), SnapshotsError> {
+    /// A copy of an instance's repository as it is.
+    pub(super) fn repository(&self, instance: &InstanceName) -> Option<Repository> {
+        self.state.borrow().repositories.get(instance).cloned()
+    }
+
+    pub(super) fn has_room(&self, doing: &'static str) -> Result<(), SnapshotsError> {
         match &self.state.borrow().full {
             Some(problem) => Err(SnapshotsError::Full { doing, problem: problem.clone() }),
             None => Ok(()),
@@ -113,6 +161,27 @@ impl FakeSnapshots {
         Ok(content)
     }
 
+    /// Makes a directory of what a snapshot holds.
+    pub(super) fn bring_back(
+        &self,
+        instance: &InstanceName,
+        kept: Kept,
+        into: DataGeneration,
+        progress: &dyn Fn(JobProgress),
+    ) -> Result<(), SnapshotsError> {
+        if kept.damaged {
+            return Err(SnapshotsError::Damaged("told to be damaged".to_owned()));
+        }
+        if self.files.data(instance, into).is_some() {
+            let problem = format!("{instance}/{into} exists already");
+            return Err(SnapshotsError::Failed { doing: RESTORING, problem });
+        }
+        self.has_room(RESTORING)?;
+        progress(JobProgress { done_bytes: kept.info.bytes, total_bytes: kept.info.bytes });
+        self.files.set_data(instance, into, Some(kept.data));
+        Ok(())
+    }
+
     async fn read_held<Q: Quiesce>(
         &self,
         order: &SnapshotOrder,
@@ -130,7 +199,7 @@ impl FakeSnapshots {
 }
 
 const TAKING: &str = "taking a snapshot";
-const RESTORING: &str = "restoring a snapshot";
+pub(super) const RESTORING: &str = "restoring a snapshot";
 
 impl Snapshots for FakeSnapshots {
     async fn take<Q: Quiesce>(
@@ -144,6 +213,7 @@ impl Snapshots for FakeSnapshots {
             return Err(failed(TAKING));
         }
         if let Some(kept) = self.kept(&order.instance, &order.name) {
+            self.keep(order, kept.clone());
             return Ok(kept.info);
         }
         self.has_room(TAKING)?;
@@ -163,12 +233,16 @@ impl Snapshots for FakeSnapshots {
         if !self.mishaps.look("list-snapshots").may_begin().await {
             return Err(failed("listing snapshots"));
         }
-        let state = self.state.borrow();
-        let kept = state.repositories.get(instance).into_iter().flat_map(BTreeMap::values);
+        let mut state = self.state.borrow_mut();
+        let Some(repository) = state.repositories.get_mut(instance) else {
+            return Ok(SnapshotList::default());
+        };
+        repository.origin = Origin::Here;
+        let kept = repository.snapshots.values();
         let mut snapshots: Vec<_> = kept.map(|kept| kept.info.clone()).collect();
         snapshots.sort_by_key(|info| (info.taken_at, info.id));
         let stored_bytes = snapshots.iter().map(|info| info.added_bytes).sum();
-        Ok(SnapshotList { snapshots, stored_bytes, repository: String::new() })
+        Ok(SnapshotList { snapshots, stored_bytes, repository: repository.short_id() })
     }
 
     async fn restore(
@@ -185,16 +259,7 @@ impl Snapshots for FakeSnapshots {
         let kept = self
             .kept(instance, snapshot)
             .ok_or_else(|| SnapshotsError::NotFound(snapshot.clone()))?;
-        if kept.damaged {
-            return Err(SnapshotsError::Damaged("told to be damaged".to_owned()));
-        }
-        if self.files.data(instance, into).is_some() {
-            let problem = format!("{instance}/{into} exists already");
-            return Err(SnapshotsError::Failed { doing: RESTORING, problem });
-        }
-        self.has_room(RESTORING)?;
-        progress(JobProgress { done_bytes: kept.info.bytes, total_bytes: kept.info.bytes });
-        self.files.set_data(instance, into, Some(kept.data));
+        self.bring_back(instance, kept, into, progress)?;
         if call.may_end().await { Ok(()) } else { Err(failed(RESTORING)) }
     }
 
@@ -210,7 +275,7 @@ impl Snapshots for FakeSnapshots {
         }
         progress(JobProgress::default());
         if let Some(repository) = self.state.borrow_mut().repositories.get_mut(instance) {
-            repository.retain(|_, kept| !snapshots.contains(&kept.info.id));
+            repository.snapshots.retain(|_, kept| !snapshots.contains(&kept.info.id));
         }
         if call.may_end().await { Ok(()) } else { Err(failed("removing snapshots")) }
     }
@@ -226,7 +291,7 @@ impl Snapshots for FakeSnapshots {
         }
         progress(JobProgress::default());
         let state = self.state.borrow();
-        let kept = state.repositories.get(instance).into_iter().flatten();
+        let kept = state.repositories.get(instance).into_iter().flat_map(|all| &all.snapshots);
         let affected: BTreeSet<_> =
             kept.filter(|(_, kept)| kept.damaged).map(|(name, _)| name.clone()).collect();
         let damage = affected.iter().map(|name| format!("snapshot {name} is lost")).collect();
@@ -240,15 +305,11 @@ impl Snapshots for FakeSnapshots {
         if !self.mishaps.look("repository-keys").may_begin().await {
             return Err(SnapshotsError::Keys(Box::new(Told)));
         }
-        let exists = self.state.borrow().repositories.contains_key(instance);
-        Ok(exists.then(|| RepositoryKeys {
-            secret: Secret::new(Digest::of(instance.as_str().as_bytes()).to_string()),
-            recovery: Secret::new(format!("recovery-of-{instance}")),
-        }))
+        Ok(self.repository(instance).map(|repository| repository.keys))
     }
 }
 
-fn describe(order: &SnapshotOrder, data: &FakeData) -> SnapshotInfo {
+pub(super) fn describe(order: &SnapshotOrder, data: &FakeData) -> SnapshotInfo {
     let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
     let bytes = count(data.values().map(String::len).sum());
     let identity = format!("{}/{}/{}", order.instance, order.name, order.at);
@@ -267,6 +328,6 @@ fn describe(order: &SnapshotOrder, data: &FakeData) -> SnapshotInfo {
     }
 }
 
-fn failed(doing: &'static str) -> SnapshotsError {
+pub(super) fn failed(doing: &'static str) -> SnapshotsError {
     SnapshotsError::Failed { doing, problem: Told.to_string() }
 }

@@ -71,15 +71,28 @@ pub trait Offsite {
     ) -> impl Future<Output = Result<(), SnapshotsError>>;
 }
 
-/// This end of a pipe through the coordinator, bounded both ways. Closing `out` says that everything was sent;
-/// `inward` ends when the other end has said so, and gives an error when the pipe broke or the other end
-/// gave up.
+/// Pieces that wait at each end of a [`Pipe`] at most.
+const WAITING: usize = 4;
+
+/// What goes through a [`Pipe`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Parcel {
+    /// Bytes, [`MAX_PIECE`] at most.
+    Piece(Vec<u8>),
+    /// The last one: everything was sent.
+    End,
+    /// The last one: whoever sent gave up, and why.
+    GaveUp(String),
+}
+
+/// This end of a pipe through the coordinator, bounded both ways. Whoever drops an end without a last
+/// parcel has gone away, and what came by then is not whole.
 #[derive(Debug)]
 pub struct Pipe {
-    /// What goes away, in pieces of [`MAX_PIECE`] at most.
-    pub out: mpsc::Sender<Vec<u8>>,
-    /// What comes, in such pieces.
-    pub inward: mpsc::Receiver<Result<Vec<u8>, PipeError>>,
+    /// What goes away.
+    pub out: mpsc::Sender<Parcel>,
+    /// What comes.
+    pub inward: mpsc::Receiver<Parcel>,
 }
 
 /// A pipe broke, or the other end gave up.
@@ -87,7 +100,49 @@ pub struct Pipe {
 #[error("the transfer was broken off: {0}")]
 pub struct PipeError(pub String);
 
-/// Snapshots and repositories through a pipe.
+impl Pipe {
+    /// Two ends of one pipe: what goes away at one comes at the other.
+    #[must_use]
+    pub fn pair() -> (Self, Self) {
+        let (here, from_here) = mpsc::channel(WAITING);
+        let (there, from_there) = mpsc::channel(WAITING);
+        (Self { out: here, inward: from_there }, Self { out: there, inward: from_here })
+    }
+
+    /// The next piece; none after the last. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the other end gave up or went away.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, PipeError> {
+        match self.inward.recv().await {
+            Some(Parcel::Piece(piece)) => Ok(Some(piece)),
+            Some(Parcel::End) => Ok(None),
+            Some(Parcel::GaveUp(why)) => Err(PipeError(why)),
+            None => Err(PipeError("the other end went away".to_owned())),
+        }
+    }
+
+    /// Sends a parcel; waits while the other end is behind.
+    ///
+    /// # Errors
+    /// When nobody takes it any more, with what the other end said of that.
+    pub async fn give(&mut self, parcel: Parcel) -> Result<(), PipeError> {
+        if self.out.send(parcel).await.is_ok() {
+            return Ok(());
+        }
+        // Its last word may wait behind pieces.
+        loop {
+            match self.next().await {
+                Ok(Some(_piece)) => {}
+                Ok(None) => return Err(PipeError("the other end takes no more".to_owned())),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Snapshots and repositories through a pipe. Each says by itself that it sent everything, or why it gave up;
+/// one that is dropped leaves the other end with a pipe that broke.
 pub trait Transfers {
     /// Sends a snapshot as a `tar.zst` archive with a manifest and checksums.
     fn export(
@@ -97,8 +152,9 @@ pub trait Transfers {
         pipe: Pipe,
         progress: &dyn Fn(JobProgress),
     ) -> impl Future<Output = Result<(), SnapshotsError>>;
-    /// Takes a snapshot of what an archive holds, one of [`Transfers::export`] or OpenClaw's own. The data in
-    /// use is not touched; `order.data` says nothing.
+    /// Takes a snapshot of what an archive holds, one of [`Transfers::export`] or OpenClaw's own. Files become
+    /// the gateway's, whoever's the archive says they are. The data in use is not touched; `order.data` says
+    /// nothing. Whoever made the archive is not trusted.
     fn import(
         &self,
         order: &SnapshotOrder,
@@ -113,7 +169,8 @@ pub trait Transfers {
         progress: &dyn Fn(JobProgress),
     ) -> impl Future<Output = Result<Carried, SnapshotsError>>;
     /// Takes a repository that another host sends, to be opened with these keys. A repository that the host
-    /// has is only completed, and only if it is the same one.
+    /// has is only completed, and only if it is the same one. Repeatable, goes on where it stopped. The sender
+    /// is not trusted.
     fn receive(
         &self,
         instance: &InstanceName,
@@ -121,7 +178,8 @@ pub trait Transfers {
         pipe: Pipe,
         progress: &dyn Fn(JobProgress),
     ) -> impl Future<Output = Result<(), SnapshotsError>>;
-    /// Removes a repository that came from elsewhere and was never used here; absent is success, any other
-    /// stays and is an error.
+    /// Removes a repository that came from elsewhere and was never used here, and what was begun of one;
+    /// absent is success, any other stays and is an error. Its first listing and its first snapshot here are
+    /// a use.
     fn discard(&self, instance: &InstanceName) -> impl Future<Output = Result<(), SnapshotsError>>;
 }

@@ -13,7 +13,7 @@ use claw_core::spec::Secret;
 use claw_core::stamp::{Digest, Generation};
 use claw_core::time::Timestamp;
 
-use super::{Mounts, RuntimeError};
+use super::{Mounts, PipeError, RuntimeError};
 
 /// How far a long job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -248,6 +248,18 @@ pub enum SnapshotsError {
         doing: &'static str,
         /// For how long.
         after: std::time::Duration,
+    },
+    /// Another repository is where this one should be; nothing was changed. With its place.
+    #[error("{0} has another repository")]
+    OtherRepository(String),
+    /// The pipe that it needs broke, or its other end gave up.
+    #[error("{doing}")]
+    Pipe {
+        /// What was being done.
+        doing: &'static str,
+        /// Why.
+        #[source]
+        source: PipeError,
     },
     /// The keys of the repository cannot be read or kept.
     #[error("the keys of the repository cannot be used")]
