@@ -6,11 +6,11 @@
 //!
 //! | adapter | port | knows |
 //! | --- | --- | --- |
-//! | [`docker`] | `Runtime`, `Trials` | Docker's API (bollard) |
+//! | [`docker`] | `Runtime`, `Trials`, `Inside` | Docker's API (bollard) |
 //! | [`nginx`] | `Proxy` | nginx and its configuration language |
 //! | [`files`] | `Files` | file systems, tmpfs, symbolic links |
 //! | [`volumes`] | `Volumes` | trees of files: copying, comparing, removing |
-//! | [`gateway`] | `Gateway` | OpenClaw's probes |
+//! | [`gateway`] | `Gateway`, `Control` | OpenClaw's probes and RPC |
 //! | [`host`] | `Host` | /proc, cgroups, sysinfo |
 //! | [`uplink`] | `Uplink` | the way to the coordinator |
 //! | [`iptables`] | `Firewall`, `Traffic` | iptables, ip6tables, ipset, conntrack, nf_tables' netlink, where sshd listens |

@@ -24,7 +24,7 @@ pub use carry::{FakeStorage, Reach};
 pub use clock::FakeClock;
 pub use files::{FakeData, FakeFiles};
 pub use firewall::{FakeFirewall, FakeLoginLog, FakeResolver, FakeUplink};
-pub use gateway::FakeGateway;
+pub use gateway::{FakeGateway, FakeSuspended};
 pub use host::FakeHost;
 pub use mishap::{Mishap, Mishaps};
 pub use proxy::FakeProxy;

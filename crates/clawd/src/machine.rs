@@ -1,20 +1,20 @@
 //! All ports of one machine together, so that code is generic over one thing.
 
 use crate::ports::{
-    Clock, Files, Firewall, Gateway, Host, LoginLog, Offsite, Proxy, Resolver, Runtime, Snapshots,
-    Traffic, Transfers, Trials, Uplink, Volumes,
+    Clock, Control, Files, Firewall, Gateway, Host, Inside, LoginLog, Offsite, Proxy, Resolver,
+    Runtime, Snapshots, Traffic, Transfers, Trials, Uplink, Volumes,
 };
 
 /// A machine: the real one, or a fake one in tests.
 pub trait Machine: 'static {
-    /// Containers, images, networks, trials.
-    type Runtime: Runtime + Trials;
+    /// Containers, images, networks, trials, programs within containers.
+    type Runtime: Runtime + Trials + Inside;
     /// Data, delivered files, secrets.
     type Files: Files;
     /// The reverse proxy.
     type Proxy: Proxy;
     /// Gateways in their containers.
-    type Gateway: Gateway;
+    type Gateway: Gateway + Control;
     /// The host itself.
     type Host: Host;
     /// Time and randomness.
@@ -89,10 +89,10 @@ pub struct Ports<R, F, P, G, H, C, W, L, D, U, V, S> {
 
 impl<R, F, P, G, H, C, W, L, D, U, V, S> Machine for Ports<R, F, P, G, H, C, W, L, D, U, V, S>
 where
-    R: Runtime + Trials + 'static,
+    R: Runtime + Trials + Inside + 'static,
     F: Files + 'static,
     P: Proxy + 'static,
-    G: Gateway + 'static,
+    G: Gateway + Control + 'static,
     H: Host + 'static,
     C: Clock + 'static,
     W: Firewall + Traffic + 'static,

@@ -8,6 +8,7 @@
 //! The agent runs on one thread, so futures need not be `Send`.
 
 mod carry;
+mod control;
 mod data;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +33,7 @@ use tokio::sync::mpsc;
 pub use carry::{
     Carried, MAX_PIECE, Offsite, OffsitePlace, Parcel, Pipe, PipeError, Surplus, Transfers,
 };
+pub use control::{Acquaintance, Control, ControlError, GatewayAccess, Inside, Ran};
 pub use data::{
     Copied, JobProgress, Measure, Quiesce, RepositoryKeys, SnapshotList, SnapshotOrder, Snapshots,
     SnapshotsError, Trial, TrialState, Trials, Verification, VerifyDepth, VolumeError, Volumes,

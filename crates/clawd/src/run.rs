@@ -148,7 +148,7 @@ fn real_machine(config: &Config) -> impl Machine + use<> {
         work: config.run_dir.join("nginx"),
         ..NginxSettings::debian(listen(config))
     });
-    let gateway = OpenClaw::new(proxy.listen());
+    let gateway = OpenClaw::new(proxy.listen(), config.data_dir.clone());
     let files = InstanceFiles::new(FilesSettings {
         data: config.data_dir.clone(),
         secrets: config.run_dir.join("secrets"),

@@ -26,7 +26,6 @@ use claw_core::plan::VirtualHost;
 use claw_core::unit::{MIB, Memory};
 use clawd::adapters::clock::SystemClock;
 use clawd::adapters::files::{FilesSettings, GATEWAY_OWNER, InstanceFiles, Owner, SecretsMedium};
-use clawd::adapters::gateway::OpenClaw;
 use clawd::adapters::host::Machine;
 use clawd::adapters::volumes::DirectoryVolumes;
 use clawd::contract::{self, RuntimeSubject, TrialsSubject};
@@ -100,7 +99,7 @@ async fn trials_in_docker() {
     let command = Some(vec!["openclaw".to_owned(), "doctor".to_owned(), "--fix".to_owned()]);
     let command = Trial { network: None, command, ..gateway.clone() };
     let subject = TrialsSubject { gateway, port: 18789, command, absent_image };
-    let openclaw = OpenClaw::new(lab.nginx.listen());
+    let openclaw = lab.openclaw();
     contract::trials(&lab.docker, &openclaw, &subject).await.unwrap();
 }
 
@@ -350,7 +349,7 @@ async fn a_gateway_is_seen_directly_and_through_nginx() {
     let Some(lab) = LabHost::here("gateway").await else { return };
     let subject = lab.subject("gateway", 108).await;
     let host = subject.virtual_host();
-    let gateway = OpenClaw::new(lab.nginx.listen());
+    let gateway = lab.openclaw();
     lab.create(&subject).await;
     lab.nginx.publish(&host).await.unwrap();
     assert!(matches!(gateway.look(&host).await, GatewayAnswer::Failing(_)));

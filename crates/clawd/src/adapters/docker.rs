@@ -4,9 +4,9 @@
 //! own types. Containers and networks are found by our labels; a container or network that merely
 //! has one of our names is a stranger and stays as it is.
 //!
-//! What it deliberately does not do: retry, decide, poll `stats`, build images, execute in
-//! containers. Where to start: [`Docker`]; `container` says how a gateway's container is made,
-//! `events` how changes are noticed, `trial` what runs beside an instance.
+//! What it deliberately does not do: retry, decide, poll `stats`, build images. Where to start:
+//! [`Docker`]; `container` says how a gateway's container is made, `events` how changes are noticed,
+//! `trial` what runs beside an instance, `exec` how a program is run within one.
 //!
 //! Requests carry no API version, so that every daemon answers in its own newest one; fields that
 //! one of them lacks are optional here (tried with 20.10, 26.1). Each request has its own
@@ -14,6 +14,7 @@
 
 mod container;
 mod events;
+mod exec;
 mod images;
 mod network;
 mod pull;

@@ -1,10 +1,15 @@
-//! A gateway as its probes show it, directly and through the reverse proxy.
+//! A gateway as its probes show it, directly and through the reverse proxy, and what it is asked to do.
 //!
 //! What it deliberately does not do: decide what an answer means for the instance, or remember
-//! earlier answers. Where to start: [`OpenClaw::look`](Gateway::look).
+//! earlier answers. Where to start: [`OpenClaw::look`](Gateway::look); `control` asks, with the key of
+//! `identity`.
+
+mod control;
+mod identity;
 
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use claw_core::plan::VirtualHost;
@@ -22,18 +27,21 @@ pub const PROBE_CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 /// Deadline of one request; a look makes one, then two side by side, and stays below 5 s.
 const REQUEST: Duration = Duration::from_millis(2400);
 
-/// Looks at OpenClaw gateways.
-#[derive(Debug, Clone, Copy)]
+pub use control::Suspended;
+
+/// Looks at OpenClaw gateways, and asks them.
+#[derive(Debug, Clone)]
 pub struct OpenClaw {
     proxy: SocketAddr,
+    data: PathBuf,
 }
 
 impl OpenClaw {
     /// Looks through the reverse proxy that listens on `proxy`, see
-    /// [`Proxy::listen`](crate::ports::Proxy::listen).
+    /// [`Proxy::listen`](crate::ports::Proxy::listen), and keeps the host's key to gateways below `data`.
     #[must_use]
-    pub const fn new(proxy: SocketAddr) -> Self {
-        Self { proxy }
+    pub const fn new(proxy: SocketAddr, data: PathBuf) -> Self {
+        Self { proxy, data }
     }
 
     async fn through_proxy(&self, host: &VirtualHost) -> Result<(), GatewayAnswer> {
@@ -167,7 +175,7 @@ mod tests {
             upstream: server(startup, ready, "x-forwarded-for: 192.0.2.1\r\n").await,
         };
         let proxy = server(proxied, PAGE, "host: demo.claw.localhost\r\n").await;
-        OpenClaw::new(proxy).look(&host).await
+        OpenClaw::new(proxy, PathBuf::new()).look(&host).await
     }
 
     #[tokio::test]
@@ -186,7 +194,7 @@ mod tests {
         let look = async |startup, ready| {
             let gateway = server(startup, ready, "host: 127.0.0.1").await;
             let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
-            OpenClaw::new(nowhere).look_directly(gateway).await
+            OpenClaw::new(nowhere, PathBuf::new()).look_directly(gateway).await
         };
         assert_eq!(look(STARTED, READY).await, GatewayAnswer::Started { ready: true });
         assert_eq!(look(STARTED, NOT_READY).await, GatewayAnswer::Started { ready: false });

@@ -1,7 +1,9 @@
 //! Gateways in their containers.
 
+mod control;
+
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
@@ -11,6 +13,8 @@ use claw_core::plan::VirtualHost;
 use super::FakeRuntime;
 use crate::ports::{Gateway, GatewayAnswer};
 
+pub use control::FakeSuspended;
+
 /// Answers "started" as soon as the container runs, unless told otherwise for the instance or its image.
 #[derive(Debug, Clone)]
 pub struct FakeGateway {
@@ -18,6 +22,7 @@ pub struct FakeGateway {
     answers: Rc<RefCell<BTreeMap<InstanceName, Told>>>,
     images: Rc<RefCell<BTreeMap<ImageRef, GatewayAnswer>>>,
     looks: Rc<RefCell<u64>>,
+    suspended: Rc<RefCell<BTreeSet<SocketAddr>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -28,7 +33,13 @@ enum Told {
 
 impl FakeGateway {
     pub(super) fn new(runtime: FakeRuntime) -> Self {
-        Self { runtime, answers: Rc::default(), images: Rc::default(), looks: Rc::default() }
+        Self {
+            runtime,
+            answers: Rc::default(),
+            images: Rc::default(),
+            looks: Rc::default(),
+            suspended: Rc::default(),
+        }
     }
 
     /// Answers this from now on, while the container runs.

@@ -1,6 +1,6 @@
 //! The host itself.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use claw_core::report::{HostResources, Usage};
@@ -15,11 +15,15 @@ pub(super) const GATEWAY_PID: u32 = 42;
 #[derive(Debug, Clone)]
 pub struct FakeHost {
     boot_id: Rc<RefCell<String>>,
+    used: Rc<Cell<u64>>,
 }
 
 impl Default for FakeHost {
     fn default() -> Self {
-        Self { boot_id: Rc::new(RefCell::new("boot-1".to_owned())) }
+        Self {
+            boot_id: Rc::new(RefCell::new("boot-1".to_owned())),
+            used: Rc::new(Cell::new(600 * MIB)),
+        }
     }
 }
 
@@ -27,6 +31,11 @@ impl FakeHost {
     /// Boots again.
     pub fn boot(&self, boot_id: &str) {
         boot_id.clone_into(&mut self.boot_id.borrow_mut());
+    }
+
+    /// Every gateway uses so many bytes of memory, of 1 GiB.
+    pub fn use_memory(&self, bytes: u64) {
+        self.used.set(bytes);
     }
 }
 
@@ -50,7 +59,7 @@ impl Host for FakeHost {
 
     fn usage(&self, pid: u32) -> Option<Usage> {
         (pid == GATEWAY_PID).then(|| Usage {
-            memory_bytes: 600 * MIB,
+            memory_bytes: self.used.get(),
             memory_limit_bytes: 1024 * MIB,
             pids: 3,
             ..Usage::default()

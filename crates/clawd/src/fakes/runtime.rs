@@ -1,6 +1,7 @@
 //! Containers, images, networks, trials.
 
 mod images;
+mod inside;
 mod trials;
 
 use std::cell::RefCell;
@@ -52,6 +53,8 @@ struct State {
     frozen: BTreeMap<InstanceName, Timestamp>,
     images: Images,
     trials: Trials,
+    /// Requests that were approved within a container.
+    approved: BTreeSet<String>,
     made: u64,
     views: u64,
     down: Option<String>,

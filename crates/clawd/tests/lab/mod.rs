@@ -13,8 +13,9 @@ use claw_core::stamp::{Digest, Generation};
 use claw_core::unit::{CpuMillis, MIB, Memory, PidsLimit};
 use clawd::adapters::docker::Docker;
 use clawd::adapters::files::{FilesSettings, GATEWAY_OWNER, InstanceFiles, SecretsMedium};
+use clawd::adapters::gateway::OpenClaw;
 use clawd::adapters::nginx::{Nginx, NginxSettings, every_address};
-use clawd::ports::{Files, Mounts, Runtime, RuntimeChange, RuntimeError, RuntimeEvent};
+use clawd::ports::{Files, Mounts, Proxy, Runtime, RuntimeChange, RuntimeError, RuntimeEvent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -78,6 +79,11 @@ impl LabHost {
             nginx: Nginx::start(NginxSettings::debian(every_address(8080))),
             image: ImageRef::parse(&image).unwrap(),
         })
+    }
+
+    /// Gateways, as the agent looks at them and asks them.
+    pub(crate) fn openclaw(&self) -> OpenClaw {
+        OpenClaw::new(self.nginx.listen(), "/var/lib/claw-contract".into())
     }
 
     /// An instance whose files are in place and whose container and network are not made yet.

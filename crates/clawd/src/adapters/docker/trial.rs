@@ -199,7 +199,7 @@ async fn output(client: &bollard::Docker, id: &str) -> Result<String, RuntimeErr
 }
 
 /// The last characters of a log, in bounded memory.
-async fn tail(
+pub(super) async fn tail(
     log: impl Stream<Item = Result<LogOutput, bollard::errors::Error>>,
 ) -> Result<String, bollard::errors::Error> {
     let mut log = std::pin::pin!(log);

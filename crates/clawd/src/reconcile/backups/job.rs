@@ -364,9 +364,14 @@ async fn take<M: Machine>(
     } else {
         "saving the data"
     });
-    let freezer = subject
-        .container
-        .map(|container| Freezer::new(Rc::clone(agent), instance.clone(), container));
+    let freezer = match subject.container {
+        None => None,
+        Some(container) => {
+            let freezer = Freezer::new(Rc::clone(agent), instance.clone(), container);
+            let asked = subject.cause == SnapshotCause::Requested;
+            Some(if asked { freezer.and_suspend().await } else { freezer })
+        }
+    };
     let order = SnapshotOrder {
         instance: instance.clone(),
         data: subject.data,
