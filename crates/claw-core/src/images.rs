@@ -217,11 +217,10 @@ pub fn decide(scene: &Scene<'_>, now: Timestamp) -> Decision {
 fn remember(scene: &Scene<'_>, now: Timestamp) -> BTreeMap<ImageRef, Named> {
     let mut named = scene.named.clone();
     for claim in scene.claims.iter().filter(|claim| claim.need.is_named_here()) {
-        // An id cannot be pulled: whoever put that content here did it by hand, and has it under other names.
-        if !claim.image.is_id() {
-            named.entry(claim.image.clone()).or_default();
-        }
+        named.entry(claim.image.clone()).or_default();
     }
+    // An id cannot be pulled: whoever put that content here did it by hand, and has it under other names.
+    named.retain(|image, _| !image.is_id());
     named.retain(|image, named| {
         let present = scene.present.get(image);
         if present.is_none() && scene.claims.iter().all(|claim| claim.image != *image) {

@@ -101,6 +101,8 @@ pub struct Roster {
     expected: RefCell<BTreeMap<InstanceName, Option<ImageRef>>>,
     /// The images that each needs, as its loop says.
     claims: RefCell<BTreeMap<InstanceName, BTreeSet<Claim>>>,
+    /// Images that a spec has named, however shortly, and that nobody has asked for yet.
+    named: RefCell<BTreeSet<ImageRef>>,
     frozen: RefCell<BTreeSet<InstanceName>>,
     version: watch::Sender<u64>,
     trial: Rc<Mutex<()>>,
@@ -113,6 +115,7 @@ impl Default for Roster {
             held: RefCell::default(),
             expected: RefCell::default(),
             claims: RefCell::default(),
+            named: RefCell::default(),
             frozen: RefCell::default(),
             version: watch::Sender::new(0),
             trial: Rc::default(),
@@ -174,6 +177,7 @@ impl Roster {
 
     /// There is such an instance, whether or not its loop has said anything yet.
     pub fn expect(&self, name: &InstanceName, wanted: Option<ImageRef>) {
+        self.named.borrow_mut().extend(wanted.clone());
         let before = self.expected.borrow_mut().insert(name.clone(), wanted.clone());
         if before != Some(wanted) {
             self.version.send_modify(|version| *version += 1);
@@ -182,10 +186,19 @@ impl Roster {
 
     /// An instance's loop says which images it needs.
     pub fn claim(&self, name: &InstanceName, claims: BTreeSet<Claim>) {
+        let images = claims.iter().map(|claim| claim.image.clone());
+        self.named.borrow_mut().extend(images);
         let before = self.claims.borrow_mut().insert(name.clone(), claims.clone());
         if before != Some(claims) {
             self.version.send_modify(|version| *version += 1);
         }
+    }
+
+    /// The images that specs have named since this was asked last. A version that fails at once is gone
+    /// before anybody looks at what is needed.
+    #[must_use]
+    pub fn take_named(&self) -> BTreeSet<ImageRef> {
+        self.named.take()
     }
 
     /// The images that are needed, as far as known, and the instances of which that is not known: their loops

@@ -49,6 +49,8 @@ const REMOVE: Duration = Duration::from_secs(400);
 pub(super) struct Images<M> {
     agent: Rc<Agent<M>>,
     named: BTreeMap<ImageRef, Named>,
+    /// What of it is in the journal.
+    noted: BTreeMap<ImageRef, Named>,
     retry: Backoff,
 }
 
@@ -82,7 +84,8 @@ impl<M: Machine> Images<M> {
             tracing::error!(error = chain(&error), "the note of images is unreadable");
             None
         });
-        Self { agent, named: named.unwrap_or_default(), retry: Backoff::new(RETRY) }
+        let named = named.unwrap_or_default();
+        Self { agent, noted: named.clone(), named, retry: Backoff::new(RETRY) }
     }
 
     /// Runs until dropped. Must be called within a `LocalSet`.
@@ -123,6 +126,9 @@ impl<M: Machine> Images<M> {
     /// Looks, decides, notes, removes; returns when the next image may go.
     async fn look_after(&mut self, needs: &Needs) -> Result<Option<Timestamp>, ImagesError> {
         let (claims, unknown) = needs;
+        for image in self.agent.roster.take_named() {
+            self.named.entry(image).or_default();
+        }
         let present = self.look(claims).await?;
         let room = self.room().await?;
         let scene = Scene { named: &self.named, present: &present, claims, unknown, room };
@@ -162,13 +168,14 @@ impl<M: Machine> Images<M> {
     }
 
     async fn remember(&mut self, decision: &Decision) -> Result<(), ImagesError> {
-        if self.named == decision.named {
+        self.named.clone_from(&decision.named);
+        if self.noted == self.named {
             return Ok(());
         }
         let note = self.agent.journal.note(Note::Images, note::encode(&decision.named));
         let noted = within(self.agent.machine.clock(), JOURNAL, note).await?;
         noted.map_err(ImagesError::Note)?;
-        self.named.clone_from(&decision.named);
+        self.noted.clone_from(&self.named);
         Ok(())
     }
 
