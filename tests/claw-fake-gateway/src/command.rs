@@ -14,6 +14,8 @@ pub(crate) enum Command {
     Gateway(GatewayOptions),
     /// Migrate the state and end: `doctor --fix --yes --non-interactive`.
     Doctor,
+    /// Approve a device's request and end: `devices approve REQUEST --json`.
+    Approve(String),
     /// Check the configuration and end: `config validate --json`.
     ValidateConfig,
     /// Connect to these addresses without end; the real one offers no such thing.
@@ -34,7 +36,7 @@ pub(crate) struct GatewayOptions {
 /// A command line that makes no sense.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum UsageError {
-    #[error("no command; hint: gateway, doctor, config validate or dial")]
+    #[error("no command; hint: gateway, doctor, config validate, devices approve or dial")]
     NoCommand,
     #[error("{option} needs a value that it can use")]
     Value { option: &'static str },
@@ -50,6 +52,10 @@ impl Command {
             Some("config") if words.next().as_deref() == Some("validate") => {
                 Ok(Self::ValidateConfig)
             }
+            Some("devices") if words.next().as_deref() == Some("approve") => {
+                let request = words.find(|word| !word.starts_with("--"));
+                request.map(Self::Approve).ok_or(UsageError::Value { option: "devices approve" })
+            }
             Some("dial") => dial(words).map(Self::Dial),
             _ => Err(UsageError::NoCommand),
         }
@@ -57,7 +63,7 @@ impl Command {
 }
 
 fn is_command(word: &str) -> bool {
-    matches!(word, "gateway" | "doctor" | "config" | "dial")
+    matches!(word, "gateway" | "doctor" | "config" | "devices" | "dial")
 }
 
 fn dial(words: impl Iterator<Item = String>) -> Result<Vec<SocketAddr>, UsageError> {
@@ -107,6 +113,8 @@ mod tests {
             Ok(Command::Doctor)
         );
         assert_eq!(parse("config validate --json"), Ok(Command::ValidateConfig));
+        let approve = parse("openclaw devices approve f0-1 --json");
+        assert_eq!(approve, Ok(Command::Approve("f0-1".to_owned())));
     }
 
     #[test]
@@ -114,6 +122,10 @@ mod tests {
         assert_eq!(parse(""), Err(UsageError::NoCommand));
         assert_eq!(parse("node openclaw.mjs"), Err(UsageError::NoCommand));
         assert_eq!(parse("config get"), Err(UsageError::NoCommand));
+        assert_eq!(parse("devices list"), Err(UsageError::NoCommand));
+        // As the real one, which only shows what it would choose.
+        let option = "devices approve";
+        assert_eq!(parse("devices approve --latest --json"), Err(UsageError::Value { option }));
         assert_eq!(parse("dial"), Err(UsageError::Value { option: "dial" }));
         assert_eq!(parse("dial 192.0.2.1"), Err(UsageError::Value { option: "dial" }));
         assert_eq!(parse("gateway --port x"), Err(UsageError::Value { option: "--port" }));

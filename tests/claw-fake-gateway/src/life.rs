@@ -66,6 +66,8 @@ pub(crate) fn run(gateway: Gateway) -> ExitCode {
         token,
         state,
         control: switches.control,
+        busy: switches.busy,
+        lease: switches.suspend,
         build: switches.build.clone(),
         events: events.clone(),
     };

@@ -2,11 +2,12 @@
 //!
 //! It stands in for the real one wherever a test is about *us*: probes with their start-up phases, the
 //! 403 trap of trusted proxies, the owner lease by hostname, drain on SIGTERM, state that migrates
-//! forward, exit codes. It is one static binary that runs as PID 1 in an otherwise empty image, as any
-//! user, on a read-only root. It is no assistant: there is no RPC beyond a greeting.
+//! forward, exit codes, pairing and suspension over the RPC. It is one static binary that runs as PID 1 in an
+//! otherwise empty image, as any user, on a read-only root. It is no assistant: there is no other RPC.
 //!
 //! Commands, found after any words before them, so that the command line of the real image works:
-//! `gateway [--allow-unconfigured] [--port N] [--bind MODE]`, `doctor`, `config validate`; and
+//! `gateway [--allow-unconfigured] [--port N] [--bind MODE]`, `doctor`, `config validate`, `devices approve
+//! REQUEST`; and
 //! `dial ADDRESS…`, a container that does nothing but try to get out.
 //!
 //! For an image it is built as `RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile agent
@@ -18,6 +19,7 @@
 
 mod clock;
 mod command;
+mod devices;
 mod dial;
 mod environment;
 mod ingress;
@@ -26,11 +28,13 @@ mod life;
 mod log;
 mod request;
 mod route;
+mod rpc;
 mod server;
 mod sha1;
 mod startup;
 mod state;
 mod status;
+mod suspension;
 mod switches;
 mod websocket;
 mod writer;
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Ok(Command::Gateway(options)) => startup::prepare(&options, &environment).map(life::run),
         Ok(Command::Doctor) => startup::doctor(&environment).map(|()| ExitCode::SUCCESS),
         Ok(Command::Dial(addresses)) => return dial::run(&addresses),
+        Ok(Command::Approve(request)) => startup::approve(&request, &environment).map(print),
         Ok(Command::ValidateConfig) => return validate(&environment),
         Err(error) => Err(Refusal { code: 2, message: error.to_string() }),
     };
@@ -65,8 +70,15 @@ fn main() -> ExitCode {
 /// Prints the verdict as `openclaw config validate --json` does: 0 valid, 1 not.
 fn validate(environment: &Environment) -> ExitCode {
     let (verdict, code) = startup::validate(environment);
-    match writeln!(std::io::stdout(), "{verdict}") {
-        Ok(()) => ExitCode::from(code),
+    match print(verdict) {
+        ExitCode::SUCCESS => ExitCode::from(code),
+        failure => failure,
+    }
+}
+
+fn print(answer: serde_json::Value) -> ExitCode {
+    match writeln!(std::io::stdout(), "{answer}") {
+        Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
 }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
+use std::time::Duration;
 
 use openclaw::config::GatewayConfig;
 use serde_json::{Value, json};
@@ -30,6 +31,10 @@ pub(crate) struct Site {
     pub(crate) token: String,
     pub(crate) state: State,
     pub(crate) control: bool,
+    /// Whether something is always under way.
+    pub(crate) busy: bool,
+    /// How long a suspension lasts that nobody resumes.
+    pub(crate) lease: Duration,
     pub(crate) build: String,
     pub(crate) events: SyncSender<Event>,
 }
@@ -71,7 +76,7 @@ impl Site {
     }
 
     fn startup(&self, details: bool) -> Response {
-        let (status, name) = match self.status.phase() {
+        let (status, name) = match self.status.shown() {
             Phase::Starting => (503, "starting"),
             Phase::Started => (200, "started"),
             Phase::Draining => (503, "draining"),
@@ -84,7 +89,7 @@ impl Site {
     }
 
     fn ready(&self, details: bool) -> Response {
-        let failing = match self.status.phase() {
+        let failing = match self.status.shown() {
             Phase::Starting => Some("startup-sidecars"),
             Phase::Draining => Some("gateway-draining"),
             Phase::Started => {

@@ -83,7 +83,7 @@ fn converse(mut stream: TcpStream, peer: SocketAddr, site: &Site) -> io::Result<
         Some(_) if ingress == Ingress::Unattributable => {
             attribution_required().write(&request, &mut stream)
         }
-        Some(key) => websocket::serve(stream, key, site),
+        Some(key) => websocket::serve(stream, key, ingress, site),
         None => site.answer(&request, ingress).write(&request, &mut stream),
     }
 }

@@ -9,6 +9,7 @@ use openclaw::config::{GATEWAY_PORT, GatewayConfig, TOKEN_VARIABLE};
 use serde_json::{Value, json};
 
 use crate::command::GatewayOptions;
+use crate::devices::Devices;
 use crate::environment::Environment;
 use crate::lease::Lease;
 use crate::log;
@@ -61,6 +62,16 @@ pub(crate) fn doctor(environment: &Environment) -> Result<(), Refusal> {
     state.migrate(&switches).map_err(state_refusal)?;
     log::info(&format!("state is at version {}", switches.state_version));
     Ok(())
+}
+
+/// Approves a device's request, as `openclaw devices approve REQUEST --json` does, and says which.
+pub(crate) fn approve(request: &str, environment: &Environment) -> Result<Value, Refusal> {
+    let approved = Devices::of(state(environment)?.dir()).approve(request);
+    let refuse = |message: String| Refusal { code: 1, message };
+    match approved.map_err(|error| refuse(format!("approving: {error}")))? {
+        Some(device) => Ok(json!({ "requestId": request, "device": { "deviceId": device } })),
+        None => Err(refuse(format!("No pending device request matches {request}."))),
+    }
 }
 
 /// The verdict on the configuration file, and the exit code.

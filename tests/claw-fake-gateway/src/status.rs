@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
+use crate::suspension::Suspension;
 use crate::switches::Switches;
 
 /// Where the gateway is in its life.
@@ -26,6 +27,8 @@ pub(crate) struct Status {
     pub(crate) unhealthy: AtomicBool,
     /// `/readyz` fails for ever.
     pub(crate) not_ready: AtomicBool,
+    /// Whether it is suspended.
+    pub(crate) suspension: Suspension,
 }
 
 impl Status {
@@ -36,6 +39,7 @@ impl Status {
             hangs: switches.hang.into(),
             unhealthy: switches.unhealthy.into(),
             not_ready: switches.not_ready.into(),
+            suspension: Suspension::default(),
         }
     }
 
@@ -48,7 +52,15 @@ impl Status {
         self.phase.store(number, Ordering::Relaxed);
     }
 
-    /// The phase as probes see it: an unhealthy gateway never gets beyond starting.
+    /// The phase as probes see it: one that is suspended seems to end.
+    pub(crate) fn shown(&self) -> Phase {
+        match self.phase() {
+            Phase::Started if self.suspension.is_held() => Phase::Draining,
+            phase => phase,
+        }
+    }
+
+    /// The phase: an unhealthy gateway never gets beyond starting.
     pub(crate) fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Relaxed) {
             0 => Phase::Starting,

@@ -18,6 +18,8 @@
 //! | `STATE_VERSION` | the version of the state that this build writes |
 //! | `NEEDS_DOCTOR` | refuses older state with 78 until `doctor` has migrated it |
 //! | `MIGRATION_FAILS` | a migration changes the state, then exits with 1 |
+//! | `BUSY` | refuses to be suspended: something is always under way |
+//! | `SUSPEND_MS` | a suspension that nobody resumes ends after so long (120 000) |
 //! | `CONTROL` | offers the control endpoints under `/__fake/` |
 //! | `WRITER_MS` | commits to a database without end, so long after each other; see [`crate::writer`] |
 //! | `BUILD` | what `/__fake/build` answers: tells images of the same binary apart |
@@ -27,6 +29,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::environment::Environment;
+use crate::rpc;
 
 /// The state version of a build that does not say otherwise: that of openclaw 2026.9.6.
 const STATE_VERSION: u32 = 18;
@@ -49,6 +52,8 @@ pub(crate) struct Switches {
     pub(crate) needs_doctor: bool,
     pub(crate) migration_fails: bool,
     pub(crate) control: bool,
+    pub(crate) busy: bool,
+    pub(crate) suspend: Duration,
     pub(crate) writer: Option<Duration>,
     pub(crate) build: String,
 }
@@ -91,6 +96,8 @@ impl Switches {
                 "NEEDS_DOCTOR" => switches.needs_doctor = flag()?,
                 "MIGRATION_FAILS" => switches.migration_fails = flag()?,
                 "CONTROL" => switches.control = flag()?,
+                "BUSY" => switches.busy = flag()?,
+                "SUSPEND_MS" => switches.suspend = millis()?,
                 "WRITER_MS" => switches.writer = Some(millis()?),
                 "BUILD" => value.clone_into(&mut switches.build),
                 _ => return Err(SwitchError::Unknown { name: name.to_owned() }),
@@ -118,6 +125,8 @@ impl Default for Switches {
             needs_doctor: false,
             migration_fails: false,
             control: false,
+            busy: false,
+            suspend: rpc::LEASE,
             writer: None,
             build: String::new(),
         }

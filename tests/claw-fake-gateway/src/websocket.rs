@@ -1,19 +1,20 @@
-//! Enough of WebSocket (RFC 6455) to show that an upgrade passes through a proxy.
+//! Enough of WebSocket (RFC 6455) to show that an upgrade passes through a proxy, and to carry the RPC.
 //!
-//! Sends the `connect.challenge` event like the real gateway, greets a `connect` request that carries the
-//! right token, answers `health`, echoes text that is no request, answers pings and closes. Everything
-//! else of the RPC is refused by name. A gateway that has not started closes with 1013, as the real one.
+//! Sends the `connect.challenge` event like the real gateway, hands requests to [`crate::rpc`], echoes text
+//! that is no request, answers pings and closes. A gateway that has not started closes with 1013, as the real
+//! one.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::{Value, json};
 
 use crate::clock;
+use crate::ingress::Ingress;
 use crate::request::Request;
 use crate::route::Site;
+use crate::rpc::Session;
 use crate::sha1;
 use crate::startup::random_hex;
 use crate::status::Phase;
@@ -41,22 +42,32 @@ pub(crate) fn key(request: &Request) -> Option<&str> {
 }
 
 /// Accepts the upgrade and serves the connection until it closes.
-pub(crate) fn serve(mut stream: TcpStream, key: &str, site: &Site) -> io::Result<()> {
+pub(crate) fn serve(
+    mut stream: TcpStream,
+    key: &str,
+    ingress: Ingress,
+    site: &Site,
+) -> io::Result<()> {
     let accept = STANDARD.encode(sha1::digest(format!("{key}{GUID}").as_bytes()));
     let head = format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Accept: {accept}\r\n\r\n"
     );
     stream.write_all(head.as_bytes())?;
-    let payload = json!({ "nonce": random_hex()?, "ts": clock::unix_millis() });
-    let challenge = json!({ "type": "event", "event": "connect.challenge", "payload": payload });
-    send(&mut stream, TEXT, challenge.to_string().as_bytes())?;
+    let mut session = Session::new(random_hex()?, clock::unix_millis(), ingress == Ingress::Local);
+    send(&mut stream, TEXT, session.challenge().as_bytes())?;
     if site.status.phase() != Phase::Started {
         return close(&mut stream, TRY_AGAIN_LATER);
     }
     while let Some((opcode, payload)) = receive(&mut stream)? {
         match opcode {
-            TEXT => send(&mut stream, TEXT, &respond(site, payload))?,
+            TEXT => {
+                let reply = session.respond(site, payload);
+                send(&mut stream, TEXT, &reply.text)?;
+                if let Some(code) = reply.close {
+                    return close(&mut stream, code);
+                }
+            }
             PING => send(&mut stream, PONG, &payload)?,
             PONG => {}
             CLOSE => return send(&mut stream, CLOSE, &payload),
@@ -64,34 +75,6 @@ pub(crate) fn serve(mut stream: TcpStream, key: &str, site: &Site) -> io::Result
         }
     }
     close(&mut stream, PROTOCOL_ERROR)
-}
-
-/// The answer to a text: a response if it is a request, else the text itself.
-fn respond(site: &Site, text: Vec<u8>) -> Vec<u8> {
-    let Ok(request) = serde_json::from_slice::<Value>(&text) else { return text };
-    if request.get("type").and_then(Value::as_str) != Some("req") {
-        return text;
-    }
-    let id = request.get("id").cloned().unwrap_or_default();
-    let outcome = match request.get("method").and_then(Value::as_str) {
-        Some("connect") => connect(site, &request),
-        Some("health") => Ok(json!({ "ok": true })),
-        _ => Err(json!({ "code": "INVALID_REQUEST", "message": "unknown method" })),
-    };
-    let response = match outcome {
-        Ok(payload) => json!({ "type": "res", "id": id, "ok": true, "payload": payload }),
-        Err(error) => json!({ "type": "res", "id": id, "ok": false, "error": error }),
-    };
-    response.to_string().into_bytes()
-}
-
-fn connect(site: &Site, request: &Value) -> Result<Value, Value> {
-    let token = request.pointer("/params/auth/token").and_then(Value::as_str);
-    if token.is_some_and(|token| site.knows(token)) {
-        Ok(json!({ "type": "hello-ok", "protocol": 4 }))
-    } else {
-        Err(json!({ "code": "INVALID_REQUEST", "message": "unauthorized: gateway token mismatch" }))
-    }
 }
 
 /// Reads one frame; `None` if it is none that a client may send here.

@@ -10,4 +10,6 @@ mod life;
 #[cfg(test)]
 mod probes;
 #[cfg(test)]
+mod suspension;
+#[cfg(test)]
 mod websocket;
