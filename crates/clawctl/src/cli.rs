@@ -1,6 +1,7 @@
 //! The command line as types. What the commands do is in [`mod@crate::command`].
 
 mod data;
+mod offsite;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use claw_proto::fleet::v1 as fleet;
 use crate::file::quantity;
 
 pub(crate) use data::{RecoveryArgs, RollbackArgs, SnapshotCommand};
+pub(crate) use offsite::{Addressing, MigrateArgs, OffsiteArgs, OffsiteCommand};
 
 /// Long help: where settings come from and what exit codes mean.
 const AFTER_HELP: &str = "\
@@ -186,6 +188,13 @@ pub(crate) enum InstanceCommand {
     Rebuild(ChangeArgs),
     /// Bring an instance back to a snapshot, or its spec to an earlier revision, as one change.
     Rollback(RollbackArgs),
+    /// Move an instance to another host, with its data and snapshots.
+    Migrate(MigrateArgs),
+    /// Give a move up: the instance stays where it was.
+    CancelMigration {
+        /// The instance.
+        name: String,
+    },
     /// List specs that an instance had, newest first; the first is in force.
     Revisions {
         /// The instance.
@@ -342,6 +351,9 @@ pub(crate) enum HostCommand {
     },
     /// Show a host's firewall as it is in force: what comes in, what instances may reach, what was refused.
     Firewall(FirewallArgs),
+    /// Where a host copies its repositories of snapshots to.
+    #[command(subcommand)]
+    Offsite(OffsiteCommand),
     /// What happened on a host, oldest first.
     Events {
         /// The host.

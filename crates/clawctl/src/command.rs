@@ -7,6 +7,7 @@ mod delete;
 mod generate;
 mod host;
 mod instance;
+mod migrate;
 mod plan;
 mod rollback;
 mod snapshot;
@@ -19,14 +20,15 @@ use std::time::Duration;
 use clap::CommandFactory as _;
 
 use crate::Surroundings;
-use crate::cli::{Cli, Command, Format, InstanceGroup};
+use crate::cli::{Cli, Command, Format, HostCommand, InstanceGroup};
 use crate::clock;
 use crate::connection::Connection;
 use crate::failure::CommandError;
 use crate::meter::Style;
 use crate::output::Output;
 use crate::settings::Settings;
-pub(crate) use snapshot::SnapshotError;
+pub(crate) use migrate::MigrationError;
+pub(crate) use snapshot::{ArchiveError, SnapshotError};
 use waiting::Glimpse;
 
 /// How long `--wait` and `--until` wait unless `--timeout` says otherwise: longer than a start with
@@ -90,6 +92,7 @@ enum Prepared {
     Apply(apply::Plan),
     Create(Box<instance::NewInstance>),
     Delete(delete::Targets),
+    Offsite(host::NewStorage),
     Plan(plan::Draft),
     Other(Box<Command>),
 }
@@ -103,6 +106,9 @@ impl Prepared {
                 Self::Delete(delete::Targets::read(&arguments, sources)?)
             }
             Command::Plan(arguments) => Self::Plan(plan::Draft::read(&arguments, sources)?),
+            Command::Host(HostCommand::Offsite(command)) => {
+                Self::Offsite(host::NewStorage::read(command, sources)?)
+            }
             Command::InstanceGroup(InstanceGroup::Create(arguments)) => {
                 Self::Create(instance::NewInstance::read(*arguments, sources)?.into())
             }
@@ -115,6 +121,7 @@ impl Prepared {
             Self::Apply(plan) => return Box::pin(apply::run(plan, session)).await,
             Self::Create(new) => return instance::create(*new, session).await,
             Self::Delete(targets) => return delete::run(targets, session).await,
+            Self::Offsite(new) => return host::set_offsite(new, session).await,
             Self::Plan(draft) => return plan::run(draft, session).await,
             Self::Other(command) => *command,
         };

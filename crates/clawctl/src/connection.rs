@@ -140,6 +140,11 @@ impl Connection {
         &self.endpoint
     }
 
+    /// For streams from here.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// Opens a stream: the deadline is for its beginning only, and nothing is repeated.
     pub(crate) async fn open_stream<Q, A>(
         &self,

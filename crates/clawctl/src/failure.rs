@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io::{self, Write};
 
 use crate::call::CallError;
-use crate::command::SnapshotError;
+use crate::command::{ArchiveError, MigrationError, SnapshotError};
 use crate::connection::{ConnectError, DialError};
 use crate::file::FileError;
 use crate::file::content::ContentError;
@@ -36,6 +36,10 @@ pub(crate) enum CommandError {
     Watch(#[from] WatchError),
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error(transparent)]
+    Migration(#[from] MigrationError),
     #[error(transparent)]
     Output(#[from] OutputError),
     /// An instance does not move.
@@ -93,6 +97,8 @@ impl CommandError {
             Self::Call(error) => return error.hint(),
             Self::Watch(error) => return error.hint(),
             Self::Snapshot(error) => return error.hint(),
+            Self::Migration(error) => return Some(error.hint()),
+            Self::Archive(error) => error.hint(),
             Self::Connect(error) => return connect_hint(error),
             Self::Settings(SettingsError::NoEndpoint) => {
                 "give --endpoint HOST:PORT, set CLAWCTL_ENDPOINT, or write endpoint = \"HOST:PORT\" \
@@ -105,7 +111,9 @@ impl CommandError {
             Self::File(FileError::Malformed { .. } | FileError::Empty { .. }) => {
                 "an example is in /usr/share/doc/clawctl/examples/fleet.yaml"
             }
-            Self::Moved { .. } => "delete it and create it on the other host, or correct the file",
+            Self::Moved { .. } => {
+                "move it with `clawctl migrate INSTANCE HOST`, or correct the file"
+            }
             Self::NoProposal { .. } => {
                 "give it an allowlist first: spec.network.egress.allowlist with mode: observed \
                  records what it reaches"

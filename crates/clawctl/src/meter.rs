@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::table::printable;
 use crate::view::operation::OperationView;
+use crate::view::size;
 use crate::watch::{self, Change};
 
 /// Cells of a bar.
@@ -109,6 +110,55 @@ fn bar(change: &Change, operation: &OperationView, since: Duration) -> String {
 
 fn begin(change: &Change, since: Duration) -> String {
     format!("+{:6.1}s  {}  ", since.as_secs_f64(), change.instance.name)
+}
+
+/// How much of a file went through.
+#[derive(Debug)]
+pub(crate) struct Amount {
+    style: Style,
+    doing: &'static str,
+    done: u64,
+    expected: u64,
+    /// What was shown last.
+    shown: String,
+}
+
+impl Amount {
+    /// `doing` is such as "exporting".
+    pub(crate) fn new(style: Style, doing: &'static str) -> Self {
+        Self { style, doing, done: 0, expected: 0, shown: String::new() }
+    }
+
+    /// About so many bytes will come.
+    pub(crate) fn expects(&mut self, bytes: u64) {
+        self.expected = bytes;
+    }
+
+    /// So many bytes have come.
+    pub(crate) fn done(&self) -> u64 {
+        self.done
+    }
+
+    /// More came; only a terminal shows it.
+    pub(crate) fn add(&mut self, bytes: usize, out: &mut dyn Write) -> io::Result<()> {
+        self.done = self.done.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
+        let text = format!("{} {} of about {}", self.doing, size(self.done), size(self.expected));
+        if self.style == Style::Plain || text == self.shown {
+            return Ok(());
+        }
+        write!(out, "{CLEAR}{}", fitted(&text))?;
+        self.shown = text;
+        out.flush()
+    }
+
+    /// Takes the line away.
+    pub(crate) fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        if std::mem::take(&mut self.shown).is_empty() {
+            return Ok(());
+        }
+        write!(out, "{CLEAR}")?;
+        out.flush()
+    }
 }
 
 fn fitted(text: &str) -> String {

@@ -9,6 +9,7 @@ pub(crate) mod event;
 pub(crate) mod firewall;
 pub(crate) mod host;
 pub(crate) mod instance;
+pub(crate) mod migration;
 pub(crate) mod operation;
 pub(crate) mod snapshot;
 pub(crate) mod time;
@@ -49,7 +50,7 @@ pub(crate) fn id(resource: &str) -> &str {
 }
 
 /// Bytes for a person, rounded: `1.4GiB`.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match UNITS.iter().find(|(_, unit)| bytes >= *unit) {
         Some((suffix, unit)) => {

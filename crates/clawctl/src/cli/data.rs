@@ -1,5 +1,7 @@
 //! Snapshots, rollback and recovery on the command line.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
@@ -50,6 +52,26 @@ pub(crate) enum SnapshotCommand {
         #[arg(long)]
         wait: bool,
     },
+    /// Write a snapshot to a file: tar.zst with a manifest and checksums, not encrypted.
+    Export {
+        /// The instance.
+        instance: String,
+        /// The snapshot.
+        name: String,
+        /// The file; - is standard output [default: instances-INSTANCE-snapshots-NAME.tar.zst].
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+    },
+    /// Make a snapshot of an archive: one that was exported, or OpenClaw's own backup. The data in use stays.
+    Import {
+        /// The instance.
+        instance: String,
+        /// The file.
+        file: PathBuf,
+        /// Name of the new snapshot: a DNS label [default: import- and the time].
+        #[arg(long)]
+        name: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -63,6 +85,9 @@ pub(crate) struct RollbackArgs {
     /// Bring back the spec of this revision; the data stays.
     #[arg(long, visible_alias = "revision", value_name = "REVISION")]
     pub(crate) to_revision: Option<u64>,
+    /// With --to-snapshot: read it off-site, straight; also where the host's own is damaged.
+    #[arg(long, conflicts_with = "to_revision")]
+    pub(crate) from_offsite: bool,
     /// Show what it would do, and change nothing.
     #[arg(long)]
     pub(crate) plan: bool,

@@ -2,6 +2,7 @@
 //! to them.
 
 mod firewall;
+mod offsite;
 
 use std::collections::BTreeMap;
 
@@ -21,6 +22,7 @@ use crate::file::firewall::FirewallDocument;
 use crate::view::event::EventView;
 use crate::view::host::HostView;
 use crate::view::{Resource as _, id};
+pub(super) use offsite::{NewStorage, set as set_offsite};
 
 /// Whether instances may be placed on a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +62,8 @@ pub(super) async fn run(
         HostCommand::Uncordon { name } => cordon(id(&name), Cordon::Lifted, session).await,
         HostCommand::Revoke { name } => revoke(id(&name), session).await,
         HostCommand::Firewall(arguments) => firewall::run(&arguments, session).await,
+        // Taken by `Prepared::new`.
+        HostCommand::Offsite(_) => Ok(()),
         HostCommand::Events { name, instance } => {
             events(id(&name), instance.as_deref(), session).await
         }

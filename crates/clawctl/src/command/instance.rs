@@ -9,7 +9,7 @@ use claw_proto::fleet::v1 as fleet;
 use claw_proto::fleet::v1::instance_service_client::InstanceServiceClient;
 use tonic::transport::Channel;
 
-use super::{DEFAULT_PATIENCE, Mode, Session, Sources, rollback};
+use super::{DEFAULT_PATIENCE, Mode, Session, Sources, migrate, rollback};
 use crate::call::CallError;
 use crate::cli::{ChangeArgs, CreateArgs, Format, InstanceCommand, RecoveryArgs, Until, WatchArgs};
 use crate::clock;
@@ -69,6 +69,8 @@ pub(super) async fn run(
         InstanceCommand::Restart(arguments) => change(Verb::Restart, &arguments, session).await,
         InstanceCommand::Rebuild(arguments) => change(Verb::Rebuild, &arguments, session).await,
         InstanceCommand::Rollback(arguments) => rollback::run(&arguments, session).await,
+        InstanceCommand::Migrate(arguments) => migrate::run(&arguments, session).await,
+        InstanceCommand::CancelMigration { name } => migrate::cancel(id(&name), session).await,
         InstanceCommand::Revisions { name } => rollback::revisions(id(&name), session).await,
         InstanceCommand::GatewayToken { name } => gateway_token(id(&name), session).await,
         InstanceCommand::RecoveryPassword(arguments) => recovery_password(arguments, session).await,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use claw_proto::fleet::v1 as fleet;
 use claw_proto::fleet::v1::plan_instance_request::Change;
+use claw_proto::node::v1 as node;
 use tonic::Code;
 
 use super::apply::{self, Item, Outcome};
@@ -104,6 +105,7 @@ async fn of_instance(
     let wanted = apply::fitted_to(&before, &name, &host, wanted)?;
     let mut change = fleet::SpecChange { spec: Some(wanted.spec), update_mask: None };
     change.update_mask.get_or_insert_default().paths = wanted.mask;
-    let plan = rollback::ask_plan(connection, &name, Change::Update(change)).await?;
+    let from = node::RestoreSource::Unspecified;
+    let plan = rollback::ask_plan(connection, &name, Change::Update(change), from).await?;
     Ok(PlanView::of_instance(&name, plan))
 }

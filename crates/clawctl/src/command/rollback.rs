@@ -3,6 +3,7 @@
 use claw_proto::fleet::v1 as fleet;
 use claw_proto::fleet::v1::plan_instance_request::Change;
 use claw_proto::fleet::v1::rollback_instance_request::Target;
+use claw_proto::node::v1 as node;
 
 use super::{Session, instance, snapshot};
 use crate::cli::{RollbackArgs, Until};
@@ -17,8 +18,8 @@ use crate::watch::goal::Goal;
 /// Where to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Destination {
-    /// Its resource name.
-    Snapshot(String),
+    /// Its resource name, and where it is read.
+    Snapshot(String, node::RestoreSource),
     Revision(u64),
 }
 
@@ -28,12 +29,20 @@ pub(super) async fn run(
 ) -> Result<(), CommandError> {
     let name = id(&arguments.name);
     let destination = match (&arguments.to_snapshot, arguments.to_revision) {
-        (Some(to), _) => Destination::Snapshot(snapshot::resource(name, id(to))),
+        (Some(to), _) => {
+            let from = if arguments.from_offsite {
+                node::RestoreSource::Offsite
+            } else {
+                node::RestoreSource::Host
+            };
+            Destination::Snapshot(snapshot::resource(name, id(to)), from)
+        }
         // The command line has one of the two.
         (None, revision) => Destination::Revision(revision.unwrap_or_default()),
     };
     if arguments.plan {
-        let plan = ask_plan(&session.connection, name, destination.change()).await?;
+        let from = destination.from();
+        let plan = ask_plan(&session.connection, name, destination.change(), from).await?;
         let view = PlanView::of_instance(name, plan);
         return Ok(session.output.value(&view, &view.text_in(session.output.format))?);
     }
@@ -55,7 +64,7 @@ async fn send_and_wait(
     session.remark(&format!("instances/{name} will be rolled back to {destination}"))?;
     let until = Until::of(&after);
     let goal = match &destination {
-        Destination::Snapshot(_) => Goal::restored(until, &before),
+        Destination::Snapshot(..) => Goal::restored(until, &before),
         Destination::Revision(_) => until.into(),
     };
     session.wait(&[name.to_owned()], goal).await?;
@@ -72,6 +81,7 @@ async fn send(
     let doing = format!("roll instances/{name} back to {destination}");
     let request = fleet::RollbackInstanceRequest {
         name: format!("instances/{name}"),
+        from: destination.from().into(),
         target: Some(destination.target()),
         request_id: clock::request_id(),
         ..fleet::RollbackInstanceRequest::default()
@@ -89,11 +99,12 @@ pub(super) async fn ask_plan(
     connection: &Connection,
     name: &str,
     change: Change,
+    from: node::RestoreSource,
 ) -> Result<fleet::InstancePlan, CommandError> {
     let request = fleet::PlanInstanceRequest {
         name: format!("instances/{name}"),
         change: Some(change),
-        ..fleet::PlanInstanceRequest::default()
+        from: from.into(),
     };
     let doing = format!("plan a change of instances/{name}");
     let answer = connection
@@ -130,16 +141,23 @@ pub(super) async fn revisions(name: &str, session: &mut Session<'_>) -> Result<(
 }
 
 impl Destination {
+    fn from(&self) -> node::RestoreSource {
+        match self {
+            Self::Snapshot(_, from) => *from,
+            Self::Revision(_) => node::RestoreSource::Unspecified,
+        }
+    }
+
     fn target(self) -> Target {
         match self {
-            Self::Snapshot(name) => Target::Snapshot(name),
+            Self::Snapshot(name, _) => Target::Snapshot(name),
             Self::Revision(number) => Target::Revision(number),
         }
     }
 
     fn change(self) -> Change {
         match self {
-            Self::Snapshot(name) => Change::Snapshot(name),
+            Self::Snapshot(name, _) => Change::Snapshot(name),
             Self::Revision(number) => Change::Revision(number),
         }
     }
@@ -149,7 +167,10 @@ impl std::fmt::Display for Destination {
     /// `snapshot good` or `revision 3`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Snapshot(name) => write!(f, "snapshot {}", id(name)),
+            Self::Snapshot(name, node::RestoreSource::Offsite) => {
+                write!(f, "snapshot {} off-site", id(name))
+            }
+            Self::Snapshot(name, _) => write!(f, "snapshot {}", id(name)),
             Self::Revision(number) => write!(f, "revision {number}"),
         }
     }

@@ -1,5 +1,6 @@
-//! `snapshot`: create, list, get, delete, verify.
+//! `snapshot`: create, list, get, delete, verify, export, import.
 
+mod archive;
 mod wait;
 
 use claw_core::backup::SnapshotCause;
@@ -16,6 +17,7 @@ use crate::failure::CommandError;
 use crate::table::Table;
 use crate::view::snapshot::{RepositoryView, SnapshotList, SnapshotView};
 use crate::view::{Resource as _, id};
+pub(crate) use archive::ArchiveError;
 pub(crate) use wait::SnapshotError;
 
 pub(super) async fn run(
@@ -24,7 +26,7 @@ pub(super) async fn run(
 ) -> Result<(), CommandError> {
     match command {
         SnapshotCommand::Create { instance, name, wait } => {
-            let name = name.unwrap_or_else(requested);
+            let name = name.unwrap_or_else(|| named_now(SnapshotCause::Requested));
             create(id(&instance), id(&name), Then::of(wait), session).await
         }
         SnapshotCommand::List { instance, uid } => {
@@ -42,6 +44,13 @@ pub(super) async fn run(
         SnapshotCommand::Verify { instance, data, wait } => {
             let depth = if data { fleet::VerifyDepth::Data } else { fleet::VerifyDepth::Structure };
             verify(id(&instance), depth, Then::of(wait), session).await
+        }
+        SnapshotCommand::Export { instance, name, to } => {
+            archive::export(id(&instance), id(&name), to, session).await
+        }
+        SnapshotCommand::Import { instance, file, name } => {
+            let name = name.unwrap_or_else(|| named_now(SnapshotCause::Import));
+            archive::import(id(&instance), id(&name), file, session).await
         }
     }
 }
@@ -69,8 +78,7 @@ pub(super) fn resource(instance: &str, name: &str) -> String {
 }
 
 /// As the agent names those that nobody named.
-fn requested() -> String {
-    let cause = SnapshotCause::Requested;
+fn named_now(cause: SnapshotCause) -> String {
     SnapshotName::of(cause, clock::now()).map_or_else(|_| cause.to_string(), |n| n.to_string())
 }
 

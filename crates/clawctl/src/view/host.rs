@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::firewall::FirewallStatusView;
 use super::instance::host_state_text;
+use super::migration::StorageView;
 use super::{Resource, id, share, time};
 use crate::file::Kind;
 use crate::file::firewall::FirewallDocument;
@@ -25,6 +26,9 @@ pub(crate) struct HostView {
     pub(crate) cordoned: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     firewall: Option<FirewallDocument>,
+    /// Where its repositories are copied to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offsite: Option<StorageView>,
     pub(crate) status: HostStatusView,
     pub(crate) etag: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -115,6 +119,7 @@ impl From<fleet::Host> for HostView {
             labels: wire.labels,
             cordoned: wire.cordoned,
             firewall: wire.firewall.map(FirewallDocument::from),
+            offsite: wire.offsite.map(StorageView::from),
             status: wire.status.unwrap_or_default().into(),
             etag: wire.etag,
             create_time: text(wire.create_time),
@@ -267,6 +272,7 @@ impl Resource for HostView {
         vec![
             ("name", self.name.clone()),
             ("labels", labels.collect::<Vec<_>>().join(", ")),
+            ("off-site", self.offsite.as_ref().map(ToString::to_string).unwrap_or_default()),
             ("cordoned", if self.cordoned { "yes" } else { "no" }.to_owned()),
             ("state", status.state.clone()),
             ("last seen", time::ago(status.last_seen, now)),

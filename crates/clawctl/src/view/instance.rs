@@ -7,6 +7,7 @@ use claw_proto::node::v1 as node;
 use serde::Serialize;
 
 use super::firewall::BlockedView;
+use super::migration::MigrationView;
 use super::operation::{ActiveView, BackupView, OperationView, RefusedView};
 use super::{Resource, enum_text, id, share, short_image, time, yes_no};
 use crate::file::Kind;
@@ -32,6 +33,9 @@ pub(crate) struct InstanceView {
     /// Rises with every change of the spec; absent from coordinators that do not count.
     #[serde(skip_serializing_if = "Option::is_none")]
     revision: Option<u64>,
+    /// The move to another host that is under way, or how the last one ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    migration: Option<MigrationView>,
     #[serde(skip)]
     started: Option<Timestamp>,
 }
@@ -133,6 +137,7 @@ impl From<fleet::Instance> for InstanceView {
             update_time: text(wire.update_time),
             delete_time: text(wire.delete_time),
             revision: Some(wire.revision).filter(|revision| *revision > 0),
+            migration: wire.migration.map(MigrationView::from),
         }
     }
 }
@@ -202,7 +207,9 @@ impl InstanceView {
         let status = &self.status;
         let operation = status.operation.as_ref().map(OperationView::brief);
         let refused = status.refused.as_ref().map(|refused| format!("{} refused", refused.kind()));
-        operation.into_iter().chain(refused).collect::<Vec<_>>().join("; ")
+        let moving = self.migration.as_ref().filter(|migration| migration.goes_on());
+        let moving = moving.map(|migration| format!("moving: {migration}"));
+        operation.into_iter().chain(refused).chain(moving).collect::<Vec<_>>().join("; ")
     }
 
     /// Of operations, version and snapshots.
@@ -212,6 +219,7 @@ impl InstanceView {
         let refused = status.refused.as_ref();
         vec![
             ("operation", text(status.operation.as_ref().map(ToString::to_string))),
+            ("migration", text(self.migration.as_ref().map(ToString::to_string))),
             ("active", text(status.active.as_ref().map(ToString::to_string))),
             ("refused", text(refused.map(ToString::to_string))),
             ("hint", text(refused.map(|refused| refused.hint(&self.name)))),

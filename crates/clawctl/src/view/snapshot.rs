@@ -1,5 +1,7 @@
 //! Snapshots of an instance, and the repository that holds them, as clawctl prints them.
 
+use std::fmt;
+
 use claw_core::time::Timestamp;
 use claw_proto::convert::timestamp_from_wire;
 use claw_proto::fleet::v1 as fleet;
@@ -33,6 +35,8 @@ pub(crate) struct SnapshotView {
     added_bytes: u64,
     #[serde(skip_serializing_if = "String::is_empty")]
     restic_id: String,
+    /// All of it was copied off-site.
+    offsite: bool,
     #[serde(skip)]
     created: Option<Timestamp>,
 }
@@ -53,7 +57,7 @@ pub(crate) struct RepositoryView {
     #[serde(skip_serializing_if = "Option::is_none")]
     drill_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    replicate_time: Option<String>,
+    offsite: Option<CopyView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     report_time: Option<String>,
     escrowed: bool,
@@ -63,6 +67,19 @@ pub(crate) struct RepositoryView {
     next_due: Option<Timestamp>,
     #[serde(skip)]
     reported: Option<Timestamp>,
+}
+
+/// How the copy of a repository off-site stands.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CopyView {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copy_time: Option<String>,
+    overdue: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    problem: String,
 }
 
 /// What `snapshot list` answers.
@@ -93,6 +110,7 @@ impl From<fleet::Snapshot> for SnapshotView {
             bytes: wire.bytes,
             added_bytes: wire.added_bytes,
             restic_id: wire.restic_id,
+            offsite: wire.offsite,
             created,
         }
     }
@@ -110,12 +128,37 @@ impl From<fleet::SnapshotRepository> for RepositoryView {
             problem: wire.problem,
             verify_time: at(wire.verify_time).map(time::text),
             drill_time: at(wire.drill_time).map(time::text),
-            replicate_time: at(wire.offsite.and_then(|copy| copy.copy_time)).map(time::text),
+            offsite: wire.offsite.map(CopyView::from),
             report_time: reported.map(time::text),
             escrowed: wire.escrowed,
             delete_time: at(wire.delete_time).map(time::text),
             next_due,
             reported,
+        }
+    }
+}
+
+impl From<fleet::RepositoryOffsite> for CopyView {
+    fn from(wire: fleet::RepositoryOffsite) -> Self {
+        Self {
+            path: wire.path,
+            copy_time: wire.copy_time.map(|at| time::text(timestamp_from_wire(&at))),
+            overdue: wire.overdue,
+            problem: wire.problem,
+        }
+    }
+}
+
+impl fmt::Display for CopyView {
+    /// `2026-11-21T09:00:00Z, OVERDUE: the storage refuses the key`; empty when there is nothing to say.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let overdue = self.overdue.then_some("OVERDUE");
+        let parts: Vec<&str> = self.copy_time.as_deref().into_iter().chain(overdue).collect();
+        f.write_str(&parts.join(", "))?;
+        match self.problem.as_str() {
+            "" => Ok(()),
+            problem if parts.is_empty() => f.write_str(problem),
+            problem => write!(f, ": {problem}"),
         }
     }
 }
@@ -137,8 +180,10 @@ impl SnapshotView {
 }
 
 impl Resource for SnapshotView {
-    const HEADER: &'static [&'static str] =
-        &["SNAPSHOT", "AGE", "STATE", "CAUSE", "SIZE", "ADDED", "REVISION", "IMAGE", "NOTE"];
+    const HEADER: &'static [&'static str] = &[
+        "SNAPSHOT", "AGE", "STATE", "CAUSE", "SIZE", "ADDED", "OFF-SITE", "REVISION", "IMAGE",
+        "NOTE",
+    ];
 
     fn resource(&self) -> String {
         format!("instances/{}/snapshots/{}", self.instance, self.name)
@@ -152,6 +197,7 @@ impl Resource for SnapshotView {
             self.cause.clone(),
             self.known(size(self.bytes)),
             self.known(size(self.added_bytes)),
+            self.known(yes_no(self.offsite)),
             self.revision(),
             short_image(&self.image),
             self.problem.clone(),
@@ -172,6 +218,7 @@ impl Resource for SnapshotView {
             ("revision", self.revision()),
             ("generation", self.known(self.generation.to_string())),
             ("contents", self.known(self.contents())),
+            ("off-site", self.known(yes_no(self.offsite))),
             ("restic id", self.restic_id.clone()),
         ]
     }
@@ -189,7 +236,7 @@ impl RepositoryView {
             ("problem", self.problem.clone()),
             ("verified", self.verify_time.clone().unwrap_or_default()),
             ("drilled", self.drill_time.clone().unwrap_or_default()),
-            ("off-site", self.replicate_time.clone().unwrap_or_default()),
+            ("off-site", self.offsite.as_ref().map(ToString::to_string).unwrap_or_default()),
             ("reported", self.report_time.clone().unwrap_or_default()),
             ("password kept", yes_no(self.escrowed)),
             ("deleted", self.delete_time.clone().unwrap_or_default()),

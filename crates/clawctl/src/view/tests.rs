@@ -293,7 +293,7 @@ fn json_of_a_snapshot_and_its_repository() {
         added_bytes: 9,
         restic_id: "ab".repeat(32),
         problem: String::new(),
-        offsite: false,
+        offsite: true,
     };
     let expected = serde_json::json!({
         "name": "scheduled-1790000000",
@@ -309,6 +309,7 @@ fn json_of_a_snapshot_and_its_repository() {
         "bytes": 8,
         "addedBytes": 9,
         "resticId": "ab".repeat(32),
+        "offsite": true,
     });
     assert_eq!(serde_json::to_value(SnapshotView::from(snapshot)).unwrap(), expected);
     let time = || Some(timestamp_to_wire(NOW));
@@ -324,7 +325,11 @@ fn json_of_a_snapshot_and_its_repository() {
         report_time: time(),
         escrowed: true,
         delete_time: None,
-        offsite: Some(fleet::RepositoryOffsite { copy_time: time(), ..Default::default() }),
+        offsite: Some(fleet::RepositoryOffsite {
+            path: "fleet/vps-1/demo/0".to_owned(),
+            copy_time: time(),
+            ..Default::default()
+        }),
     };
     let at = "2026-09-21T14:13:20Z";
     let expected = serde_json::json!({
@@ -335,7 +340,7 @@ fn json_of_a_snapshot_and_its_repository() {
         "problem": "no room",
         "verifyTime": at,
         "drillTime": at,
-        "replicateTime": at,
+        "offsite": {"path": "fleet/vps-1/demo/0", "copyTime": at, "overdue": false},
         "reportTime": at,
         "escrowed": true,
     });

@@ -188,10 +188,10 @@ async fn snapshots_are_listed_with_their_repository() {
         ["s3", "s2", "s1"].map(|name| snapshot(&format!("instances/demo/snapshots/{name}"), Ready));
     fake.state().listings.push_back(listing(1_790_000_000_000, all.into()));
     let table = "\
-SNAPSHOT  AGE  STATE  CAUSE      SIZE    ADDED  REVISION  IMAGE  NOTE
-s3        -    ready  requested  1.5GiB  86MiB  7         a:1    -
-s2        -    ready  requested  1.5GiB  86MiB  7         a:1    -
-s1        -    ready  requested  1.5GiB  86MiB  7         a:1    -
+SNAPSHOT  AGE  STATE  CAUSE      SIZE    ADDED  OFF-SITE  REVISION  IMAGE  NOTE
+s3        -    ready  requested  1.5GiB  86MiB  no        7         a:1    -
+s2        -    ready  requested  1.5GiB  86MiB  no        7         a:1    -
+s1        -    ready  requested  1.5GiB  86MiB  no        7         a:1    -
 
 host           vps-1
 stored         2GiB

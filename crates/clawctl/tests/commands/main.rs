@@ -4,6 +4,7 @@
 mod data;
 mod fake;
 mod firewall;
+mod offsite;
 
 use claw_proto::fleet::v1 as fleet;
 use claw_proto::node::v1::Phase;
@@ -148,7 +149,7 @@ async fn an_instance_does_not_move() {
         1,
         "",
         "error: instances/demo is on hosts/vps-1 and cannot move to hosts/vps-2\n\
-         hint: delete it and create it on the other host, or correct the file\n",
+         hint: move it with `clawctl migrate INSTANCE HOST`, or correct the file\n",
     );
 }
 

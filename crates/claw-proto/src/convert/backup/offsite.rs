@@ -43,20 +43,25 @@ pub fn offsite_storage_from_wire(
         (
             "endpoint",
             &wire.endpoint,
-            is_endpoint as fn(&str) -> bool,
+            is_endpoint(&wire.endpoint),
             "https://HOST or https://HOST:PORT",
         ),
-        ("region", &wire.region, is_region, "letters, digits, - and _"),
-        ("bucket", &wire.bucket, is_bucket, "3 to 63 lower case letters, digits, dots and hyphens"),
+        ("region", &wire.region, is_region(&wire.region), "letters, digits, - and _"),
+        (
+            "bucket",
+            &wire.bucket,
+            is_bucket(&wire.bucket),
+            "3 to 63 lower case letters, digits, dots and hyphens",
+        ),
         (
             "prefix",
             &wire.prefix,
-            is_prefix,
+            is_prefix(&wire.prefix),
             "names of letters, digits, dots, - and _ between slashes",
         ),
     ];
     for (field, value, is_valid, form) in texts {
-        if value.len() > MAX_TEXT || !is_valid(value) {
+        if value.len() > MAX_TEXT || !is_valid {
             v.push(field, format!("must be {form}, at most {MAX_TEXT} bytes"));
         }
     }

@@ -3,7 +3,10 @@
 use std::collections::VecDeque;
 
 use claw_proto::fleet::v1 as fleet;
+use claw_proto::fleet::v1::export_snapshot_response::Message;
+use claw_proto::fleet::v1::import_snapshot_request::Message as Given;
 use claw_proto::fleet::v1::snapshot_service_server::SnapshotService;
+use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -92,13 +95,37 @@ impl SnapshotService for Services {
         &self,
         request: Request<fleet::ExportSnapshotRequest>,
     ) -> Answer<Self::ExportSnapshotStream> {
-        Err(absent(&request.into_inner().name))
+        let name = request.into_inner().name;
+        let mut state = self.state();
+        state.enter(format!("export {name}"), None)?;
+        let pieces = state.archives.get(&name).cloned().ok_or_else(|| absent(&name))?;
+        let header = Message::Header(fleet::ExportHeader { name, size_estimate: 2 << 20 });
+        let messages = std::iter::once(Ok(header))
+            .chain(pieces.into_iter().map(|piece| piece.map(Message::Piece)))
+            .map(|message| message.map(|m| fleet::ExportSnapshotResponse { message: Some(m) }));
+        let messages: Vec<_> = messages.collect();
+        Ok(Response::new(futures_util::stream::iter(messages).boxed()))
     }
 
     async fn import_snapshot(
         &self,
-        _request: Request<Streaming<fleet::ImportSnapshotRequest>>,
+        request: Request<Streaming<fleet::ImportSnapshotRequest>>,
     ) -> Answer<fleet::ImportSnapshotResponse> {
-        Err(absent("the instance"))
+        let mut stream = request.into_inner();
+        let (mut header, mut pieces) = (fleet::ImportHeader::default(), Vec::new());
+        while let Some(request) = stream.message().await? {
+            match request.message {
+                Some(Given::Header(first)) => header = first,
+                Some(Given::Piece(piece)) => pieces.push(Ok(piece)),
+                None => return Err(Status::invalid_argument("nothing")),
+            }
+        }
+        let name = format!("{}/snapshots/{}", header.parent, header.snapshot_id);
+        let mut state = self.state();
+        state.enter(format!("import {name}"), Some(&header.request_id))?;
+        state.archives.insert(name.clone(), pieces);
+        let state = fleet::SnapshotState::Ready.into();
+        let snapshot = fleet::Snapshot { name, state, ..fleet::Snapshot::default() };
+        Ok(Response::new(fleet::ImportSnapshotResponse { snapshot: Some(snapshot) }))
     }
 }

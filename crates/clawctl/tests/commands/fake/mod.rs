@@ -43,6 +43,10 @@ pub(crate) struct State {
     pub(crate) snapshots: BTreeMap<String, VecDeque<fleet::Snapshot>>,
     /// What the next lists of snapshots are; the last one stays.
     pub(crate) listings: VecDeque<fleet::ListSnapshotsResponse>,
+    /// Archives: by snapshot for exports, and what was imported. A piece that is an error ends the stream.
+    pub(crate) archives: BTreeMap<String, Vec<Result<Vec<u8>, Status>>>,
+    /// The storage that a host was given last.
+    pub(crate) storage: Option<claw_proto::node::v1::OffsiteStorage>,
     /// What the next plans are.
     pub(crate) plans: VecDeque<fleet::InstancePlan>,
     revision: u64,

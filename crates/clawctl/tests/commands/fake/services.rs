@@ -129,6 +129,7 @@ impl HostService for Services {
         let verb = if request.storage.is_some() { "set" } else { "clear" };
         let call = format!("{verb} off-site of {}", request.name);
         state.enter(call, Some(&request.request_id))?;
+        state.storage = request.storage;
         let host = state.hosts.get(&request.name).cloned().ok_or_else(|| absent(&request.name))?;
         Ok(Response::new(fleet::SetHostOffsiteResponse { host: Some(host) }))
     }
@@ -353,7 +354,9 @@ impl InstanceService for Services {
         request: Request<fleet::RollbackInstanceRequest>,
     ) -> Answer<fleet::RollbackInstanceResponse> {
         let request = request.into_inner();
-        let verb = format!("roll back to {:?}:", request.target.unwrap());
+        let off_site =
+            if request.from() == node::RestoreSource::Offsite { " off-site" } else { "" };
+        let verb = format!("roll back{off_site} to {:?}:", request.target.unwrap());
         let instance = self.change(&verb, &request.name, &request.request_id)?;
         Ok(Response::new(fleet::RollbackInstanceResponse { instance }))
     }
