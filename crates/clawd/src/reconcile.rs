@@ -27,7 +27,7 @@ mod prepare;
 mod trial;
 mod wake;
 
-pub use backups::{BackupRequest, BackupWork, Extent};
+pub use backups::{BackupRequest, BackupWork, Errand, Extent, Fetch, Passage};
 pub use host::{HostLoop, Inbox, Offer, Request};
 pub use trial::TrialFailure;
 pub use wake::{Bell, Cause};

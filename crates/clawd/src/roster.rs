@@ -12,12 +12,14 @@ use std::rc::Rc;
 use claw_core::backup::{SnapshotCause, SnapshotInfo};
 use claw_core::data::DataGeneration;
 use claw_core::images::{Claim, Need};
-use claw_core::name::{ImageRef, InstanceName, SnapshotName};
+use claw_core::name::{HostName, ImageRef, InstanceName, SnapshotName};
 use claw_core::observed::RestSnapshot;
+use claw_core::offsite::OffsiteStorage;
 use claw_core::plan::DesiredInstance;
 use claw_core::time::Timestamp;
 use tokio::sync::{Mutex, watch};
 
+use crate::ports::OffsitePlace;
 use crate::reconcile::Bell;
 
 /// An instance as its loop saw it last.
@@ -63,6 +65,8 @@ pub struct Held {
     pub snapshots: Option<Vec<SnapshotInfo>>,
     /// Snapshots at rest failed so often that nobody shall wait for one.
     pub gave_up: bool,
+    /// Where copies of its repository are in the host's storage, the newest first; none while nobody knows.
+    pub copies: Option<Vec<OffsitePlace>>,
     /// The images of all snapshots, damaged ones too, with one that needs each.
     pub images: BTreeMap<ImageRef, SnapshotName>,
 }
@@ -92,6 +96,32 @@ impl Held {
     }
 }
 
+/// Where the host's repositories are copied to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Elsewhere {
+    /// The host's name in the fleet; none before it has joined.
+    pub host: Option<HostName>,
+    /// The storage; none: they are copied nowhere.
+    pub storage: Option<OffsiteStorage>,
+}
+
+impl Elsewhere {
+    /// Where the repository of this id is copied to; none without a storage.
+    #[must_use]
+    pub fn place(&self, instance: &InstanceName, repository: &str) -> Option<OffsitePlace> {
+        let (host, storage) = (self.host.as_ref()?, self.storage.as_ref()?);
+        if repository.is_empty() {
+            return None;
+        }
+        let own = format!("{host}/{instance}/{repository}");
+        let path = match storage.prefix.as_str() {
+            "" => own,
+            prefix => format!("{prefix}/{own}"),
+        };
+        Some(OffsitePlace { storage: storage.clone(), path })
+    }
+}
+
 /// Every instance of the host.
 #[derive(Debug)]
 pub struct Roster {
@@ -104,6 +134,7 @@ pub struct Roster {
     /// Images that a spec has named, however shortly, and that nobody has asked for yet.
     named: RefCell<BTreeSet<ImageRef>>,
     frozen: RefCell<BTreeSet<InstanceName>>,
+    elsewhere: RefCell<Elsewhere>,
     version: watch::Sender<u64>,
     trial: Rc<Mutex<()>>,
 }
@@ -117,6 +148,7 @@ impl Default for Roster {
             claims: RefCell::default(),
             named: RefCell::default(),
             frozen: RefCell::default(),
+            elsewhere: RefCell::default(),
             version: watch::Sender::new(0),
             trial: Rc::default(),
         }
@@ -124,7 +156,7 @@ impl Default for Roster {
 }
 
 impl Roster {
-    /// Changes with every change of a member.
+    /// Changes with every change of a member, and of where repositories are copied to.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
@@ -221,6 +253,30 @@ impl Roster {
         };
         let unknown = expected.keys().filter(|name| !known(name)).cloned().collect();
         (claims, unknown)
+    }
+
+    /// Where repositories are copied to.
+    #[must_use]
+    pub fn elsewhere(&self) -> Elsewhere {
+        self.elsewhere.borrow().clone()
+    }
+
+    /// Says in which storage repositories are copied.
+    pub fn copy_to(&self, storage: Option<OffsiteStorage>) {
+        self.change_elsewhere(|elsewhere| elsewhere.storage = storage);
+    }
+
+    /// Says what the host is called in the fleet.
+    pub fn called(&self, host: HostName) {
+        self.change_elsewhere(|elsewhere| elsewhere.host = Some(host));
+    }
+
+    fn change_elsewhere(&self, change: impl FnOnce(&mut Elsewhere)) {
+        let before = self.elsewhere();
+        change(&mut self.elsewhere.borrow_mut());
+        if before != *self.elsewhere.borrow() {
+            self.version.send_modify(|version| *version += 1);
+        }
     }
 
     /// Whether it is being held still for a snapshot: its loop leaves it alone meanwhile.

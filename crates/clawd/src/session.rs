@@ -11,14 +11,17 @@
 pub mod address;
 mod backups;
 pub mod dial;
+mod errand;
 mod link;
 mod outbox;
 mod renew;
+mod transfer;
 
 use std::rc::Rc;
 use std::time::Duration;
 
 use claw_core::backoff::{Backoff, RECONNECT, STABLE_SESSION};
+use claw_core::name::HostName;
 use claw_core::time::Timestamp;
 use claw_identity::{ClientIdentity, IdentityDir, Tls};
 use tonic::transport::Channel;
@@ -148,6 +151,9 @@ impl<M: Machine> Session<M> {
             Ok(None) => return Err(SessionState::NotJoined),
             Err(error) => return Err(SessionState::Away(chain(&error))),
         };
+        if let Ok(host) = HostName::parse(identity.peer().identity.name()) {
+            self.agent.roster.called(host);
+        }
         if renew::millis(identity.expires()) < self.agent.machine.clock().now() {
             return Err(SessionState::Expired);
         }

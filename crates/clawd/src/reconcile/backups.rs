@@ -6,15 +6,19 @@
 //! the repositories themselves.
 //!
 //! What it does not do: stop or start instances, or remove their data. It says what is held
-//! ([`crate::roster::Held`]), and the instances' loops wait for that.
+//! ([`crate::roster::Held`]), and the instances' loops wait for that. Bytes that leave the host go through
+//! ports: to a storage ([`offsite`]), or through a pipe that the session opens ([`errand`]).
 //!
 //! Where to start: [`Backups::run`], then [`due::agenda`].
 
 mod attempt;
+mod deliver;
 mod drill;
 mod due;
+mod errand;
 mod job;
 mod ledger;
+mod offsite;
 mod progress;
 mod record;
 mod request;
@@ -25,6 +29,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use claw_core::name::InstanceName;
+use claw_core::offsite::OffsitePolicy;
+use claw_core::plan::Target;
 use claw_core::time::Timestamp;
 use tokio::select;
 use tokio::sync::{mpsc, oneshot};
@@ -34,13 +40,15 @@ use crate::agent::Agent;
 use crate::logging::chain;
 use crate::machine::Machine;
 use crate::ports::Clock as _;
-use crate::roster::Member;
+use crate::roster::{Elsewhere, Member};
 use due::{Due, Kind, Next, Room, Work, agenda};
+use errand::Errands;
 use job::{Done, Keys, Order};
 use ledger::{Ended, Ledger, Told};
 use record::BackupRecord;
 use request::{RequestRefused, judge};
 
+pub use errand::{Errand, Fetch, Passage};
 pub(super) use job::{JobError, is_low};
 pub(super) use request::BackupsHandle;
 pub use request::{BackupRequest, BackupWork, Extent};
@@ -49,6 +57,9 @@ pub use request::{BackupRequest, BackupWork, Extent};
 const IDLE: Duration = Duration::from_secs(3600);
 /// Between two looks at the disk while nothing is done.
 const DISK: Duration = Duration::from_secs(300);
+/// What takes as long as the line does is broken off after this, and goes on where it stopped: the disk is looked
+/// at meanwhile.
+const SHIFT: Duration = Duration::from_secs(3600);
 
 /// The loop of snapshots.
 pub(super) struct Backups<M> {
@@ -63,6 +74,8 @@ pub(super) struct Backups<M> {
     told: BTreeSet<InstanceName>,
     disk: Room,
     disk_seen: Option<Timestamp>,
+    errands: Errands,
+    elsewhere: Elsewhere,
 }
 
 impl<M: Machine> Backups<M> {
@@ -81,6 +94,8 @@ impl<M: Machine> Backups<M> {
             told: BTreeSet::new(),
             disk: Room::Enough,
             disk_seen: None,
+            errands: Errands::default(),
+            elsewhere: Elsewhere::default(),
         };
         (backups, handle)
     }
@@ -96,6 +111,7 @@ impl<M: Machine> Backups<M> {
             self.look_at_disk().await;
             let now = clock.now();
             match due::next(&self.agendas(now), now) {
+                Next::Do(name, Work::Errand(_)) => self.run_errand(&name).await,
                 Next::Do(name, work) => self.carry_out(&name, work).await,
                 Next::Wait(until) => {
                     let pause = until.map_or(IDLE, |at| at.since(now)).min(IDLE);
@@ -114,6 +130,12 @@ impl<M: Machine> Backups<M> {
     fn take_stock(&mut self) {
         let now = self.agent.machine.clock().now();
         let members = self.agent.roster.members();
+        let elsewhere = self.agent.roster.elsewhere();
+        if elsewhere != self.elsewhere {
+            // Another storage, or another key: what failed before says nothing of it.
+            self.ledgers.values_mut().for_each(|ledger| ledger.attempts.cleared(Kind::Offsite));
+            self.elsewhere = elsewhere;
+        }
         self.ledgers.retain(|name, _| members.contains_key(name));
         self.saved.retain(|name, _| members.contains_key(name));
         self.told.retain(|name| members.contains_key(name));
@@ -153,6 +175,7 @@ impl<M: Machine> Backups<M> {
 
     fn say(&mut self, name: &InstanceName, member: &Member, now: Timestamp) {
         let Some(ledger) = self.ledgers.get_mut(name) else { return };
+        ledger.settle(&self.elsewhere, member, now);
         ledger.follow(member);
         let before = self.agent.roster.held(name);
         let held = ledger.held();
@@ -163,7 +186,7 @@ impl<M: Machine> Backups<M> {
             self.told.insert(name.clone());
         }
         let report = ledger.report(&ledger.subject(member, self.disk, now), now);
-        let told = ledger.tell_overdue(report.overdue);
+        let told = ledger.tell_overdue(&report);
         self.agent.board.backups(name, report);
         self.tell(name, told);
     }
@@ -180,7 +203,7 @@ impl<M: Machine> Backups<M> {
             let ledger = self.ledgers.get(name)?;
             Some((name.clone(), agenda(&ledger.subject(member, self.disk, now), now)))
         });
-        known.collect()
+        known.chain(self.errands.agendas()).collect()
     }
 
     /// Whether the disk is below its watermark. A directory that is absent tells it with no walk.
@@ -201,8 +224,9 @@ impl<M: Machine> Backups<M> {
     async fn carry_out(&mut self, name: &InstanceName, work: Work) {
         let now = self.agent.machine.clock().now();
         let Some(order) = self.order(name, work, now) else { return };
+        let agent = Rc::clone(&self.agent);
         let outcome = match self.begin(&order).await {
-            Ok(()) => self.work_on(&order).await,
+            Ok(()) => self.work_on(&order.work, Some(&order), job::run(&agent, &order)).await,
             Err(error) => Some(Err(error)),
         };
         self.disk_seen = None;
@@ -211,33 +235,55 @@ impl<M: Machine> Backups<M> {
         }
     }
 
-    /// None: it was broken off for something that an instance waits for; it is done again later.
-    async fn work_on(&mut self, order: &Order) -> Option<Result<Done, JobError>> {
+    /// Does a job while requests are answered. None: it was broken off for something more urgent; it is done
+    /// again later.
+    async fn work_on<T>(
+        &mut self,
+        work: &Work,
+        order: Option<&Order>,
+        job: impl Future<Output = T>,
+    ) -> Option<T> {
         let agent = Rc::clone(&self.agent);
-        let mut roster = agent.roster.subscribe();
-        let mut job = Box::pin(job::run(&agent, order));
+        let clock = agent.machine.clock();
+        let (mut roster, mut job) = (agent.roster.subscribe(), Box::pin(job));
+        let begun = clock.now();
         loop {
+            let pause = self.until_urgent(work, begun);
             select! {
                 biased;
                 outcome = &mut job => return Some(outcome),
                 Some(request) = self.requests.recv() => self.accept(request),
-                Ok(()) = roster.changed(), if order.work.may_wait() => {
-                    self.take_stock();
-                    if self.is_waited_for() {
-                        tracing::info!(instance = order.instance().as_str(), work = %order.work, "broken off");
-                        return None;
-                    }
-                }
+                Ok(()) = roster.changed(), if work.may_wait() => self.take_stock(),
+                () = clock.sleep(pause), if work.may_wait() => {}
+            }
+            let urgent = work.may_wait() && self.until_urgent(work, begun).is_zero();
+            if urgent || order.is_some_and(|order| self.is_void(order)) {
+                tracing::info!(%work, "broken off");
+                return None;
             }
         }
     }
 
-    /// Whether a snapshot is due for which an instance's loop waits.
-    fn is_waited_for(&self) -> bool {
+    /// For how long a job that may wait may go on.
+    fn until_urgent(&self, work: &Work, begun: Timestamp) -> Duration {
         let now = self.agent.machine.clock().now();
         let agendas = self.agendas(now);
-        let mut due = agendas.iter().flat_map(|(_, dues)| dues).filter(|due| due.at <= now);
-        due.any(|due| due.work.kind() == Kind::AtRest)
+        let dues = agendas.iter().flat_map(|(_, dues)| dues);
+        let urgent = dues.filter(|due| work.gives_way_to(due.work.kind())).map(|due| due.at);
+        let shift = work.is_as_long_as_the_line().then(|| begun.after(SHIFT));
+        urgent.chain(shift).min().map_or(IDLE, |at| at.since(now))
+    }
+
+    /// Whether a copy goes where it shall not go any more.
+    fn is_void(&self, order: &Order) -> bool {
+        let Work::Offsite(_) = order.work else { return false };
+        let place = self.ledgers.get(order.instance()).map(|ledger| &ledger.destination().place);
+        let member = self.agent.roster.member(order.instance());
+        let wanted = member.is_some_and(|member| match &member.effective.target {
+            Target::Present { spec, .. } => spec.backup.offsite != OffsitePolicy::Never,
+            Target::Removed => false,
+        });
+        place != Some(&order.place) || !wanted
     }
 
     fn order(&self, name: &InstanceName, work: Work, now: Timestamp) -> Option<Order> {
@@ -251,6 +297,7 @@ impl<M: Machine> Backups<M> {
             forgettable: ledger.forgettable(&member, now),
             needs: ledger.needs(&member),
             keys: ledger.keys,
+            place: ledger.destination().place.clone(),
             member,
         })
     }
@@ -299,6 +346,14 @@ impl<M: Machine> Backups<M> {
     /// Answers a request; what is accepted is in the journal before.
     fn accept(&mut self, request: BackupRequest) {
         let BackupRequest { instance, work, reply } = request;
+        let work = match work {
+            BackupWork::Errand(errand) => {
+                let verdict = self.accept_errand(instance, errand);
+                // Whoever asked may be gone.
+                return drop(reply.send(verdict.map_err(|refused| refused.to_string())));
+            }
+            work => work,
+        };
         let member = self.agent.roster.member(&instance);
         let verdict = match (&member, self.ledgers.get(&instance)) {
             (Some(member), Some(ledger)) => judge(&work, member, ledger),

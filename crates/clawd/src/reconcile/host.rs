@@ -276,6 +276,7 @@ impl<M: Machine> HostLoop<M> {
             self.spawn(desired, remembered.unwrap_or_default(), &versions);
         }
         self.want_firewall(state, stamp);
+        self.agent.roster.copy_to(state.offsite.clone());
         let gone = state.confirm_removal.iter().filter(|name| !names.contains(*name));
         gone.for_each(|name| self.agent.board.removed(name, stamp.generation));
     }
@@ -325,6 +326,7 @@ impl<M: Machine> HostLoop<M> {
         self.stamp = Some((*stamp, true));
         self.slots.extend(accepted.added);
         self.want_firewall(&accepted.state, stamp);
+        self.agent.roster.copy_to(accepted.state.offsite.clone());
         let names: BTreeSet<InstanceName> = accepted.targets.keys().cloned().collect();
         self.agent.board.applying(*stamp, &names, self.agent.machine.clock().now());
         for name in &accepted.gone {

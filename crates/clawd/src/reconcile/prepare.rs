@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use claw_core::cutover::{Cutover, Migration};
 use claw_core::data::DataGeneration;
+use claw_core::name::SnapshotName;
 use claw_core::plan::{DesiredInstance, Target, container_plan};
 use claw_core::report::OperationReport;
-use claw_core::spec::{InstanceSpec, Rehearsal};
+use claw_core::spec::{InstanceSpec, Rehearsal, RestoreOrder, RestoreSource};
 use claw_core::unit::MIB;
 
 use super::deadline::{self, Elapsed, within};
@@ -22,8 +23,9 @@ use super::trial::{self, TrialFailure, TrialOrder};
 use crate::agent::Agent;
 use crate::machine::Machine;
 use crate::ports::{
-    Clock as _, Files as _, FilesError, Host as _, JobProgress, PullProgress, Quiesce as _,
-    Runtime as _, RuntimeError, Snapshots as _, SnapshotsError, VolumeError, Volumes as _, Writers,
+    Clock as _, Files as _, FilesError, Host as _, JobProgress, Offsite as _, PullProgress,
+    Quiesce as _, Runtime as _, RuntimeError, Snapshots as _, SnapshotsError, VolumeError,
+    Volumes as _, Writers,
 };
 
 /// Room that an update leaves on the disk whatever it copies.
@@ -71,6 +73,17 @@ pub(super) enum PrepareError {
     /// The snapshot could not be restored.
     #[error("the snapshot could not be restored")]
     Restore(#[from] SnapshotsError),
+    /// There is no storage from which it could be restored.
+    #[error("snapshot {0} cannot be restored from off-site: this host has no off-site storage")]
+    NoStorage(SnapshotName),
+    /// There is a storage, and nothing in it that this host knows of.
+    #[error(
+        "snapshot {0} cannot be restored from off-site: this host knows of no copy of the instance there"
+    )]
+    NoCopy(SnapshotName),
+    /// Nobody has looked yet what there is.
+    #[error("it is not known yet where the copy off-site is")]
+    NotLooked,
     /// The new version does not work.
     #[error("the rehearsal failed")]
     Rehearsal(#[source] TrialFailure),
@@ -86,7 +99,7 @@ impl PrepareError {
             Self::Rehearsal(failure) => {
                 matches!(failure, TrialFailure::Exited { .. } | TrialFailure::Unhealthy { .. })
             }
-            Self::NoRehearsal(_) => true,
+            Self::NoRehearsal(_) | Self::NoStorage(_) | Self::NoCopy(_) => true,
             Self::Restore(error) => {
                 matches!(error, SnapshotsError::NotFound(_) | SnapshotsError::Damaged(_))
             }
@@ -132,7 +145,7 @@ impl<M: Machine> Work<'_, M> {
         self.pull().await?;
         let present = self.order.present.as_ref();
         match (&self.order.cutover.restore, present) {
-            (Some(restore), _) => self.restore(&restore.snapshot).await?,
+            (Some(restore), _) => self.restore(restore).await?,
             (None, Some((from, _))) => {
                 self.check_room(*from).await?;
                 self.copy(*from, Writers::Somebody).await?;
@@ -182,14 +195,42 @@ impl<M: Machine> Work<'_, M> {
         Ok(())
     }
 
-    async fn restore(&self, snapshot: &claw_core::name::SnapshotName) -> Result<(), PrepareError> {
+    async fn restore(&self, order: &RestoreOrder) -> Result<(), PrepareError> {
         let (machine, name) = (&self.agent.machine, &self.order.desired.name);
         let into = self.order.cutover.data;
         // What an earlier attempt left may have been rehearsed on.
         within(machine.clock(), deadline::DATA, machine.volumes().remove(name, into)).await??;
-        let progress = |at: JobProgress| self.show("restoring the snapshot", at.permille());
-        machine.snapshots().restore(name, snapshot, into, &progress).await?;
-        Ok(())
+        match order.from {
+            RestoreSource::Host => {
+                let progress = |at: JobProgress| self.show("restoring the snapshot", at.permille());
+                Ok(machine.snapshots().restore(name, &order.snapshot, into, &progress).await?)
+            }
+            RestoreSource::Offsite => self.restore_from_offsite(&order.snapshot).await,
+        }
+    }
+
+    /// Looks in the copy of the present repository first, then in those of earlier ones.
+    async fn restore_from_offsite(&self, snapshot: &SnapshotName) -> Result<(), PrepareError> {
+        let (agent, name) = (&self.agent, &self.order.desired.name);
+        if agent.roster.elsewhere().storage.is_none() {
+            return Err(PrepareError::NoStorage(snapshot.clone()));
+        }
+        let copies = agent.roster.held(name).copies.ok_or(PrepareError::NotLooked)?;
+        let show = |at: JobProgress| {
+            self.show("restoring the snapshot from off-site", at.permille());
+        };
+        let (store, into) = (agent.machine.snapshots(), self.order.cutover.data);
+        let mut outcome = Err(PrepareError::NoCopy(snapshot.clone()));
+        for place in copies {
+            match store.restore_from(name, &place, snapshot, into, &show).await {
+                // The repository may have been another one when it was taken.
+                Err(SnapshotsError::NotFound(name)) => {
+                    outcome = Err(PrepareError::Restore(SnapshotsError::NotFound(name)));
+                }
+                done => return Ok(done?),
+            }
+        }
+        outcome
     }
 
     /// Tries the new version on its data, if that is wanted and possible.
@@ -219,7 +260,7 @@ impl<M: Machine> Work<'_, M> {
         let migration = trial.map_err(PrepareError::Rehearsal)?;
         if let Some(restore) = &self.order.cutover.restore {
             // The rehearsal has changed it, and there is nothing to copy it from again.
-            self.restore(&restore.snapshot).await?;
+            self.restore(restore).await?;
         }
         Ok(Prepared { migration, left_out: String::new() })
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use claw_core::name::{HostName, InstanceName, SnapshotName};
+use claw_core::name::{HostName, InstanceName};
 use claw_core::report::{Hello, Phase};
 use claw_core::time::Timestamp;
 use claw_identity::ClientIdentity;
@@ -21,6 +21,7 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use tonic_types::StatusExt as _;
 
+use super::errand::{errand, snapshot};
 use super::outbox::{Due, MAX_RESULTS, Outbox};
 use super::{Ended, Session, backups, renew};
 use crate::journal::EventRange;
@@ -79,6 +80,7 @@ type Answer =
     std::pin::Pin<Box<dyn Future<Output = Result<Option<command_result::Payload>, String>>>>;
 
 const STOPPING: &str = "the agent is stopping";
+const UNKNOWN: &str = "this agent does not know the command";
 
 /// Why a stream ended.
 enum End {
@@ -119,6 +121,8 @@ fn with_cause(why: String, status: &Status) -> String {
 /// A stream that was welcomed.
 struct Link<'a, M> {
     session: &'a Session<M>,
+    /// Where transfers go.
+    channel: Channel,
     up: mpsc::Sender<SessionRequest>,
     down: Streaming<SessionResponse>,
     outbox: Outbox,
@@ -143,7 +147,7 @@ async fn open<'a, M: Machine>(
     let (up, requests) = mpsc::channel(QUEUE);
     let greeting = SessionRequest { message: Some(Up::Hello(wire::hello_to_wire(&hello))) };
     up.try_send(greeting).map_err(|_full| End::Closed)?;
-    let mut client = NodeServiceClient::new(channel)
+    let mut client = NodeServiceClient::new(channel.clone())
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let clock = agent.machine.clock();
@@ -166,7 +170,7 @@ async fn open<'a, M: Machine>(
     let heartbeat = heartbeat.unwrap_or(HEARTBEAT).clamp(HEARTBEATS.0, HEARTBEATS.1);
     let outbox = Outbox::new(welcome.resume_event.max(range.oldest), range.next);
     let results = mpsc::channel(MAX_RESULTS);
-    let link = Link { session, up, down, outbox, heartbeat, skew, results, board, events };
+    let link = Link { session, channel, up, down, outbox, heartbeat, skew, results, board, events };
     Ok((link, welcome))
 }
 
@@ -304,7 +308,8 @@ impl<M: Machine> Link<'_, M> {
                 let depth = if verify.data { Extent::Data } else { Extent::Structure };
                 self.backup(&verify.instance, BackupWork::Verify(depth))
             }
-            Some(_) | None => Err("this agent does not know the command"),
+            Some(command) => self.errand(&command),
+            None => Err(UNKNOWN),
         };
         let answer = match asked {
             Ok(answer) => answer,
@@ -338,6 +343,13 @@ impl<M: Machine> Link<'_, M> {
         Ok(Box::pin(
             async move { answer.await.map_err(|_gone| STOPPING.to_owned())?.map(|()| None) },
         ))
+    }
+
+    /// Something that is carried away or here; answered when it is accepted.
+    fn errand(&self, command: &command::Command) -> Result<Answer, &'static str> {
+        let read = errand(self.session.agent(), &self.channel, command)?;
+        let (instance, errand) = read.ok_or(UNKNOWN)?;
+        self.backup(&instance, BackupWork::Errand(errand))
     }
 
     fn fetch_firewall(&self) -> Result<Answer, &'static str> {
@@ -395,10 +407,6 @@ fn message<M: Machine>(
         }
         Due::Nothing => None,
     }
-}
-
-fn snapshot(text: &str) -> Result<SnapshotName, &'static str> {
-    SnapshotName::parse(text).map_err(|_invalid| "the snapshot's name is invalid")
 }
 
 fn parse_instance(text: &str) -> Result<Option<InstanceName>, &'static str> {

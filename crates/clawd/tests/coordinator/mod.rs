@@ -5,6 +5,8 @@
     reason = "a test fails by panicking, its fixtures too"
 )]
 
+pub(crate) mod transfer;
+
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -23,7 +25,7 @@ use claw_proto::node::v1::session_request::Message as Up;
 use claw_proto::node::v1::session_response::Message as Down;
 use claw_proto::node::v1::{
     EnrolRequest, EnrolResponse, Hello, RenewRequest, RenewResponse, SessionRequest,
-    SessionResponse, Status as NodeStatus, Welcome,
+    SessionResponse, Status as NodeStatus, TransferRequest, TransferResponse, Welcome,
 };
 use clawd::joined;
 use clawd::ports::Clock as _;
@@ -41,6 +43,7 @@ use tonic::codegen::Service as _;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::support::{Running, World};
+use transfer::Transfer;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Longer than any machine is busy.
@@ -66,6 +69,7 @@ struct Shared {
     refuse: AtomicBool,
     enrolments: AtomicUsize,
     sessions: mpsc::UnboundedSender<Scripted>,
+    transfers: mpsc::UnboundedSender<Transfer>,
 }
 
 /// The server.
@@ -73,6 +77,7 @@ pub(crate) struct Coordinator {
     shared: Arc<Shared>,
     address: Address,
     sessions: Mutex<mpsc::UnboundedReceiver<Scripted>>,
+    transfers: Mutex<mpsc::UnboundedReceiver<Transfer>>,
 }
 
 /// The server's end of one session.
@@ -113,14 +118,21 @@ impl Coordinator {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("localhost:{}", listener.local_addr().unwrap().port());
         let (sender, sessions) = mpsc::unbounded_channel();
+        let (transferring, transfers) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             authority,
             refuse: AtomicBool::new(false),
             enrolments: AtomicUsize::new(0),
             sessions: sender,
+            transfers: transferring,
         });
         tokio::spawn(serve(listener, acceptor, Arc::clone(&shared)));
-        Self { shared, address: address.parse().unwrap(), sessions: Mutex::new(sessions) }
+        Self {
+            shared,
+            address: address.parse().unwrap(),
+            sessions: Mutex::new(sessions),
+            transfers: Mutex::new(transfers),
+        }
     }
 
     pub(crate) fn address(&self) -> Address {
@@ -179,6 +191,13 @@ impl Coordinator {
     pub(crate) async fn session(&self) -> Scripted {
         let mut sessions = self.sessions.lock().unwrap();
         tokio::time::timeout(PATIENCE, sessions.recv()).await.unwrap().unwrap()
+    }
+
+    /// The next transfer of which a host opens its end.
+    #[expect(clippy::await_holding_lock, reason = "one test, one thread, one waiter")]
+    pub(crate) async fn transfer(&self) -> Transfer {
+        let mut transfers = self.transfers.lock().unwrap();
+        tokio::time::timeout(PATIENCE, transfers.recv()).await.unwrap().unwrap()
     }
 }
 
@@ -320,6 +339,18 @@ impl NodeService for Shared {
         let (down, responses) = mpsc::channel(16);
         let scripted = Scripted { up: request.into_inner(), down };
         self.sessions.send(scripted).map_err(|_gone| Status::unavailable("the test is over"))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+
+    type TransferStream = Pin<Box<dyn Stream<Item = Result<TransferResponse, Status>> + Send>>;
+
+    async fn transfer(
+        &self,
+        request: Request<Streaming<TransferRequest>>,
+    ) -> Result<Response<Self::TransferStream>, Status> {
+        let (down, responses) = mpsc::channel(4);
+        let transfer = Transfer::named(request.into_inner(), down).await?;
+        self.transfers.send(transfer).map_err(|_gone| Status::unavailable("the test is over"))?;
         Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
     }
 }

@@ -59,9 +59,15 @@ impl Attempts {
         self.0.get(&kind).map_or_else(Timestamp::default, |attempt| attempt.not_before)
     }
 
-    /// Why the most urgent of what failed did; empty when nothing did.
+    /// Why the most urgent of what failed did; empty when nothing did. Copies off-site are a matter of their own.
     pub(super) fn problem(&self) -> &str {
-        self.0.values().next().map_or("", |attempt| attempt.problem.as_str())
+        let own = self.0.iter().find(|(kind, _)| **kind != Kind::Offsite);
+        own.map_or("", |(_, attempt)| attempt.problem.as_str())
+    }
+
+    /// Why a kind of job failed last; empty when it did not.
+    pub(super) fn problem_of(&self, kind: Kind) -> &str {
+        self.0.get(&kind).map_or("", |attempt| attempt.problem.as_str())
     }
 }
 
@@ -117,5 +123,13 @@ mod tests {
         attempts.failed(Kind::Drill, "no memory".to_owned(), now, 0);
         attempts.failed(Kind::AtRest, "no room".to_owned(), now, 0);
         assert_eq!(attempts.problem(), "no room");
+    }
+
+    #[test]
+    fn a_copy_that_fails_is_no_problem_of_the_snapshots() {
+        let mut attempts = Attempts::default();
+        attempts.failed(Kind::Offsite, "wrong key".to_owned(), Timestamp::default(), 0);
+        assert_eq!((attempts.problem(), attempts.problem_of(Kind::Offsite)), ("", "wrong key"));
+        assert_eq!(attempts.problem_of(Kind::Drill), "");
     }
 }

@@ -15,7 +15,10 @@ use claw_core::observed::RestSnapshot;
 use claw_core::time::Timestamp;
 
 use super::attempt::Attempts;
+use super::errand::ErrandKind;
+use super::offsite::{self, Destination};
 use super::record::{Ask, BackupRecord};
+use crate::ports::Surplus;
 use crate::roster::Held;
 
 /// Between two verifications of the structure.
@@ -41,6 +44,8 @@ pub(super) enum Kind {
     AtRest,
     /// A snapshot of data that another version has taken the place of.
     Replaced,
+    /// What somebody waits for at the other end, or another host.
+    Errand,
     /// What somebody asked for.
     Asked,
     /// A snapshot by its schedule.
@@ -53,6 +58,8 @@ pub(super) enum Kind {
     Data,
     /// A restore drill.
     Drill,
+    /// Copying the repository off-site, which may take hours.
+    Offsite,
 }
 
 /// What is to be done for one instance.
@@ -68,6 +75,8 @@ pub(super) enum Work {
     AtRest(SnapshotCause),
     /// See [`Kind::Replaced`].
     Replaced(SnapshotCause),
+    /// See [`Kind::Errand`]; the first of the instance's.
+    Errand(ErrandKind),
     /// See [`Kind::Asked`].
     Asked(Ask),
     /// See [`Kind::Scheduled`].
@@ -80,6 +89,8 @@ pub(super) enum Work {
     Data(u32),
     /// See [`Kind::Drill`].
     Drill,
+    /// See [`Kind::Offsite`].
+    Offsite(Surplus),
 }
 
 impl Work {
@@ -91,21 +102,40 @@ impl Work {
             Self::Room => Kind::Room,
             Self::AtRest(_) => Kind::AtRest,
             Self::Replaced(_) => Kind::Replaced,
+            Self::Errand(_) => Kind::Errand,
             Self::Asked(_) => Kind::Asked,
             Self::Scheduled => Kind::Scheduled,
             Self::Prune => Kind::Prune,
             Self::Structure => Kind::Structure,
             Self::Data(_) => Kind::Data,
             Self::Drill => Kind::Drill,
+            Self::Offsite(_) => Kind::Offsite,
         }
     }
 
-    /// Whether it may be broken off and done again later: it changes nothing that lasts.
+    /// Whether it may be broken off and done again later: it changes nothing that lasts, or goes on where it
+    /// stopped.
     pub(super) const fn may_wait(&self) -> bool {
-        matches!(
-            self,
-            Self::Structure | Self::Data(_) | Self::Asked(Ask::Structure | Ask::Data) | Self::Drill
-        )
+        match self {
+            Self::Structure | Self::Data(_) | Self::Drill | Self::Offsite(_) => true,
+            Self::Asked(ask) => matches!(ask, Ask::Structure | Ask::Data),
+            Self::Errand(kind) => matches!(kind, ErrandKind::Fetch),
+            _ => false,
+        }
+    }
+
+    /// Whether it takes as long as the way to a storage does, and goes on where it stopped.
+    pub(super) const fn is_as_long_as_the_line(&self) -> bool {
+        matches!(self, Self::Offsite(_) | Self::Errand(ErrandKind::Fetch))
+    }
+
+    /// Whether it is broken off for a job of that kind.
+    pub(super) fn gives_way_to(&self, kind: Kind) -> bool {
+        match self {
+            _ if self.is_as_long_as_the_line() => kind < self.kind(),
+            // An instance's loop waits for the one, somebody at the other end of a pipe for the other.
+            _ => self.may_wait() && matches!(kind, Kind::AtRest | Kind::Errand),
+        }
     }
 
     /// What an operation of this kind is called in reports; none: it is too short to be told.
@@ -120,6 +150,8 @@ impl Work {
                 Some("verify")
             }
             Self::Drill => Some("drill"),
+            Self::Errand(kind) => kind.operation(),
+            Self::Offsite(_) => Some("offsite"),
         }
     }
 }
@@ -132,12 +164,15 @@ impl fmt::Display for Work {
             Self::Room => f.write_str("make room"),
             Self::AtRest(cause) => write!(f, "{cause} snapshot at rest"),
             Self::Replaced(cause) => write!(f, "{cause} snapshot of replaced data"),
+            Self::Errand(kind) => write!(f, "{kind}"),
             Self::Asked(ask) => write!(f, "asked: {ask}"),
             Self::Scheduled => f.write_str("scheduled snapshot"),
             Self::Prune => f.write_str("prune"),
             Self::Structure => f.write_str("verify structure"),
             Self::Data(part) => write!(f, "verify data, part {part}"),
             Self::Drill => f.write_str("drill"),
+            Self::Offsite(Surplus::Kept) => f.write_str("copy off-site"),
+            Self::Offsite(Surplus::Removed) => f.write_str("copy off-site and sweep there"),
         }
     }
 }
@@ -176,6 +211,8 @@ pub(super) struct Subject<'a> {
     pub(super) forgettable: usize,
     /// How badly room is needed.
     pub(super) room: Room,
+    /// Where the repository is copied to.
+    pub(super) destination: &'a Destination,
 }
 
 /// Whether room must be made on the disk.
@@ -320,6 +357,9 @@ impl Agenda<'_> {
         if let (Some(every), Standing::Up) = (policy.drill_every, standing) {
             self.add(after(every, record.drill_at), Work::Drill);
         }
+        if let Some((at, surplus)) = offsite::due(self.subject, now) {
+            self.add(at, Work::Offsite(surplus));
+        }
     }
 }
 
@@ -332,7 +372,7 @@ fn newest_of_present_data(subject: &Subject<'_>, now: Timestamp) -> Option<Times
 }
 
 /// A clock that was far ahead once must not end all schedules until then.
-fn is_past(at: Timestamp, now: Timestamp) -> bool {
+pub(super) fn is_past(at: Timestamp, now: Timestamp) -> bool {
     at <= now.after(CLOCK_STEP)
 }
 

@@ -23,8 +23,9 @@ use super::retention::{Needs, need};
 use crate::agent::Agent;
 use crate::machine::Machine;
 use crate::ports::{
-    Clock as _, Measure, RepositoryKeys, RuntimeError, SnapshotList, SnapshotOrder, Snapshots as _,
-    SnapshotsError, Verification, VerifyDepth, VolumeError, Volumes as _,
+    Carried, Clock as _, Measure, Offsite as _, OffsitePlace, PipeError, RepositoryKeys,
+    RuntimeError, SnapshotList, SnapshotOrder, Snapshots as _, SnapshotsError, Surplus,
+    Verification, VerifyDepth, VolumeError, Volumes as _,
 };
 use crate::reconcile::deadline::{Elapsed, within};
 use crate::reconcile::freeze::Freezer;
@@ -33,7 +34,7 @@ use crate::roster::Member;
 
 /// A job as a whole: its silence is bounded by the port, much closer; this is for what never ends and is
 /// never silent.
-const JOB: Duration = Duration::from_secs(12 * 3600);
+pub(super) const JOB: Duration = Duration::from_secs(12 * 3600);
 /// Walking through a data directory of a million files on a busy disk.
 const MEASURE: Duration = Duration::from_secs(120);
 /// The disk is kept free by this part of it: Docker, logs and the journal need room while snapshots wait.
@@ -58,6 +59,8 @@ pub(super) struct Order {
     pub(super) needs: Needs,
     /// Whether the keys are wanted.
     pub(super) keys: Keys,
+    /// Where the repository is copied to.
+    pub(super) place: Option<OffsitePlace>,
 }
 
 /// Whether the keys of the repository are wanted.
@@ -91,6 +94,8 @@ pub(super) enum Done {
     Verified(Looked, Verification),
     /// A snapshot was restored, and booted.
     Drilled(SnapshotInfo, Migration),
+    /// The repository was copied off-site, and this became of what the host has dropped.
+    Copied(Surplus),
 }
 
 /// Why a job failed.
@@ -121,6 +126,12 @@ pub(in crate::reconcile) enum JobError {
         /// Bytes.
         free: u64,
     },
+    /// The way to the other end.
+    #[error(transparent)]
+    Pipe(#[from] PipeError),
+    /// The storage went away since the copy was due.
+    #[error("there is no off-site storage any more")]
+    NoStorage,
     /// A snapshot cannot have this name.
     #[error("a snapshot cannot be named")]
     Name(#[from] NameError),
@@ -230,7 +241,27 @@ async fn carry_out<M: Machine>(
         Work::Data(part) => verify(agent, order, Looked::Part(*part), shown).await,
         Work::Asked(Ask::Data) => verify(agent, order, Looked::All, shown).await,
         Work::Drill => drill::run(agent, order, shown).await,
+        Work::Offsite(surplus) => copy_out(agent, order, *surplus, shown).await,
+        // They have a way of their own: see `errand::run`.
+        Work::Errand(_) => Err(JobError::NoData),
     }
+}
+
+async fn copy_out<M: Machine>(
+    agent: &Agent<M>,
+    order: &Order,
+    surplus: Surplus,
+    shown: &Shown<'_, M>,
+) -> Result<Done, JobError> {
+    let place = order.place.as_ref().ok_or(JobError::NoStorage)?;
+    shown.stage("copying off-site");
+    let progress = |progress| shown.progress(progress);
+    let store = agent.machine.snapshots();
+    let Carried { files, bytes, removed } =
+        store.copy_out(order.instance(), place, surplus, &progress).await?;
+    let instance = order.instance().as_str();
+    tracing::info!(instance, path = place.path, files, bytes, removed, "copied off-site");
+    Ok(Done::Copied(surplus))
 }
 
 async fn look<M: Machine>(agent: &Agent<M>, order: &Order) -> Result<Done, JobError> {
@@ -385,6 +416,26 @@ async fn take<M: Machine>(
     let progress = |progress| shown.progress(progress);
     let taken = agent.machine.snapshots().take(&order, freezer.as_ref(), &progress).await?;
     Ok(Done::Taken(taken))
+}
+
+/// A snapshot of this name of what is not the instance's data, with the spec that runs now.
+pub(super) fn snapshot_order<M: Machine>(
+    agent: &Agent<M>,
+    order: &Order,
+    name: SnapshotName,
+    cause: SnapshotCause,
+) -> Result<SnapshotOrder, JobError> {
+    let subject = Subject::new(order, name, cause, order.described.as_deref())?;
+    Ok(SnapshotOrder {
+        instance: order.instance().clone(),
+        data: subject.data,
+        name: subject.name,
+        cause: subject.cause,
+        at: agent.machine.clock().now(),
+        image: subject.image,
+        generation: subject.generation,
+        assignment: subject.assignment,
+    })
 }
 
 /// How large a data directory is, and how much room there is beside it.

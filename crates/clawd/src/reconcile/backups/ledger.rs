@@ -11,7 +11,6 @@ use claw_core::backup::{BackupReport, MAX_LISTED, SnapshotCause, SnapshotHealth,
 use claw_core::cutover::Migration;
 use claw_core::event::{EventKind, Severity};
 use claw_core::name::SnapshotName;
-use claw_core::offsite::OffsiteReport;
 use claw_core::plan::{DesiredInstance, Target};
 use claw_core::spec::{InstanceSpec, RunState};
 use claw_core::time::Timestamp;
@@ -20,12 +19,14 @@ use claw_core::unit::MIB;
 use super::attempt::Attempts;
 use super::drill::is_verdict;
 use super::due::{Kind, Room, Standing, Subject, Work, counts, schedule};
+use super::errand::{Did, ErrandKind};
 use super::job::{Done, JobError, Keys, Order};
+use super::offsite::{self, Destination};
 use super::record::{Ask, BackupRecord, DATA_PARTS, Looked};
 use super::retention::{Needs, forgettable};
 use crate::logging::chain;
 use crate::ports::{SnapshotList, SnapshotsError, Verification};
-use crate::roster::{Held, Member};
+use crate::roster::{Elsewhere, Held, Member};
 
 /// After so many failures nobody waits for a snapshot at rest any more, and a request is given up.
 const GIVE_UP: u32 = 3;
@@ -45,6 +46,7 @@ pub(super) struct Ledger {
     held: Held,
     /// A snapshot at rest that nobody waits for any more.
     gave_up: Option<GaveUp>,
+    destination: Destination,
 }
 
 /// Room that is made for a snapshot which did not fit.
@@ -90,7 +92,25 @@ impl Ledger {
             room: Making::No,
             held: Held::default(),
             gave_up: None,
+            destination: Destination::default(),
         }
+    }
+
+    /// The first digits of the repository's id, empty when there is none; none while nobody has looked.
+    pub(super) fn repository(&self) -> Option<&str> {
+        self.list.as_ref().map(|list| list.repository.as_str())
+    }
+
+    /// Takes up where repositories are copied to.
+    pub(super) fn settle(&mut self, elsewhere: &Elsewhere, member: &Member, now: Timestamp) {
+        let name = &member.effective.name;
+        self.destination = Destination::new(elsewhere, name, self.repository());
+        self.record.copy.settle(&self.destination, now);
+    }
+
+    /// Where its repository is copied to.
+    pub(super) const fn destination(&self) -> &Destination {
+        &self.destination
     }
 
     /// Every snapshot, oldest first; none while nobody has looked.
@@ -119,7 +139,9 @@ impl Ledger {
         let snapshots = self.snapshots().map(|list| list.iter().filter(sound).cloned().collect());
         let images = self.snapshots().unwrap_or_default().iter();
         let images = images.map(|snapshot| (snapshot.image.clone(), snapshot.name.clone()));
-        self.held = Held { snapshots, gave_up: self.gave_up.is_some(), images: images.collect() };
+        let images = images.collect();
+        let copies = self.has_looked().then(|| self.record.copy.places(&self.destination));
+        self.held = Held { snapshots, gave_up: self.gave_up.is_some(), images, copies };
     }
 
     /// What the instance's loop may know.
@@ -173,6 +195,7 @@ impl Ledger {
             attempts: &self.attempts,
             forgettable: self.forgettable(member, now).len(),
             room: if self.room == Making::Wanted { Room::Wanted } else { disk },
+            destination: &self.destination,
         }
     }
 
@@ -181,23 +204,37 @@ impl Ledger {
         let schedule = schedule(subject, now).filter(|_| self.has_looked());
         let all = self.snapshots().unwrap_or_default();
         let surplus = all.len().saturating_sub(MAX_LISTED);
+        let snapshots: Vec<SnapshotInfo> =
+            all.iter().skip(surplus).map(|s| self.marked(s)).collect();
+        let problem = self.attempts.problem_of(Kind::Offsite);
         BackupReport {
-            snapshots: all.iter().skip(surplus).cloned().collect(),
+            offsite: offsite::report(subject, &snapshots, problem, now),
+            snapshots,
             stored_bytes: self.list.as_ref().map_or(0, |list| list.stored_bytes),
             next_due: schedule.map(|schedule| schedule.due.max(self.record.first_seen)),
             overdue: schedule.is_some_and(|schedule| schedule.overdue),
             problem: self.attempts.problem().to_owned(),
             verified_at: self.record.sound_at,
             drilled_at: self.record.drilled_at,
-            offsite: OffsiteReport::default(),
         }
     }
 
-    /// Says once per episode that the next snapshot is overdue.
-    pub(super) fn tell_overdue(&mut self, overdue: bool) -> Option<Told> {
+    /// A snapshot, and whether it is in the copy off-site.
+    fn marked(&self, snapshot: &SnapshotInfo) -> SnapshotInfo {
+        let offsite = self.record.copy.holds(&self.destination, snapshot);
+        SnapshotInfo { offsite, ..snapshot.clone() }
+    }
+
+    /// Says once per episode that the next snapshot, or the next copy off-site, is overdue.
+    pub(super) fn tell_overdue(&mut self, report: &BackupReport) -> Vec<Told> {
         if !self.has_looked() {
-            return None;
+            return Vec::new();
         }
+        let snapshot = self.tell_snapshot_overdue(report.overdue);
+        snapshot.into_iter().chain(self.record.copy.tell_overdue(&report.offsite)).collect()
+    }
+
+    fn tell_snapshot_overdue(&mut self, overdue: bool) -> Option<Told> {
         let news = overdue && !self.record.overdue_told;
         self.record.overdue_told = overdue;
         let last = match self.record.taken_at {
@@ -259,6 +296,7 @@ impl Ledger {
                     list.snapshots.retain(|snapshot| !gone.contains(&snapshot.id));
                 }
                 self.stale = true;
+                self.record.copy.dropped(ended.at);
                 if kind != Kind::Asked {
                     self.record.pruned_at = Some(ended.at);
                 }
@@ -280,6 +318,42 @@ impl Ledger {
                 let message = format!("snapshot {name} was restored and booted{migrated}");
                 vec![Told(EventKind::DrillPassed, Severity::Info, message)]
             }
+            Done::Copied(surplus) => {
+                self.record.copy.copied(&order.list, surplus, ended.at);
+                self.record.copy.recovered().into_iter().collect()
+            }
+        }
+    }
+
+    /// An errand has ended.
+    pub(super) fn errand_ended(
+        &mut self,
+        kind: ErrandKind,
+        outcome: Result<Did, JobError>,
+        ended: Ended,
+    ) -> Vec<Told> {
+        match outcome {
+            Ok(Did::Imported(snapshot)) => {
+                let message =
+                    format!("snapshot {} was imported: {}", snapshot.name, figures(&snapshot));
+                self.add(snapshot);
+                vec![Told(EventKind::SnapshotTaken, Severity::Info, message)]
+            }
+            Ok(Did::Arrived) => {
+                self.attempts.cleared(Kind::Errand);
+                self.keys = Keys::Wanted;
+                self.stale = true;
+                Vec::new()
+            }
+            Ok(Did::Sent | Did::Discarded) => Vec::new(),
+            Err(error) => {
+                self.stale = true;
+                // Who waits at the other end of the others is told there.
+                if matches!(kind, ErrandKind::Fetch | ErrandKind::Receive) {
+                    self.attempts.failed(Kind::Errand, chain(&error), ended.at, ended.random);
+                }
+                Vec::new()
+            }
         }
     }
 
@@ -297,24 +371,23 @@ impl Ledger {
         self.attempts.cleared(Kind::Asked);
         self.room = Making::No;
         self.gave_up = None;
-        self.stale = true;
-        let message = format!(
-            "snapshot {} of {} files and {} MiB, {} MiB of them new",
-            snapshot.name,
-            snapshot.files,
-            snapshot.bytes.div_ceil(MIB),
-            snapshot.added_bytes.div_ceil(MIB),
-        );
         if counts(&snapshot) {
             self.record.taken_at = self.record.taken_at.max(Some(snapshot.taken_at));
         }
+        let message = format!("snapshot {} of {}", snapshot.name, figures(&snapshot));
+        self.add(snapshot);
+        Told(EventKind::SnapshotTaken, Severity::Info, message)
+    }
+
+    /// There is one more.
+    fn add(&mut self, snapshot: SnapshotInfo) {
+        self.stale = true;
         if let Some(list) = &mut self.list
             && list.snapshots.iter().all(|known| known.id != snapshot.id)
         {
             list.snapshots.push(snapshot);
             list.snapshots.sort_by_key(|snapshot| snapshot.taken_at);
         }
-        Told(EventKind::SnapshotTaken, Severity::Info, message)
     }
 
     fn verified(
@@ -367,8 +440,10 @@ impl Ledger {
         }
         let problem = chain(error);
         let times = self.attempts.failed(kind, problem.clone(), ended.at, ended.random);
-        if kind == Kind::Drill {
-            return self.drill_failed(error, problem, times, ended);
+        match kind {
+            Kind::Drill => return self.drill_failed(error, problem, times, ended),
+            Kind::Offsite => return self.record.copy.failed(&problem).into_iter().collect(),
+            _ => {}
         }
         self.judge_failure(order, error, problem, times)
     }
@@ -436,6 +511,12 @@ impl Ledger {
             snapshot.health = SnapshotHealth::Damaged;
         }
     }
+}
+
+fn figures(snapshot: &SnapshotInfo) -> String {
+    let SnapshotInfo { files, bytes, added_bytes, .. } = snapshot;
+    let (all, new) = (bytes.div_ceil(MIB), added_bytes.div_ceil(MIB));
+    format!("{files} files and {all} MiB, {new} MiB of them new")
 }
 
 const fn takes(work: &Work) -> bool {

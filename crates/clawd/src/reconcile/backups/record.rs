@@ -10,6 +10,8 @@ use claw_core::name::SnapshotName;
 use claw_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::offsite::{Copy, StoredCopy};
+
 /// Parts in which the data of a repository is verified, one a week: all of it in ten weeks.
 pub(super) const DATA_PARTS: u32 = 10;
 
@@ -42,6 +44,8 @@ pub(super) struct BackupRecord {
     pub(super) asks: Vec<Ask>,
     /// Snapshots that are damaged.
     pub(super) damage: Damage,
+    /// How the copy off-site stands.
+    pub(super) copy: Copy,
 }
 
 /// Something that was asked for once.
@@ -138,9 +142,15 @@ struct Stored {
     asks: Vec<(String, String)>,
     damaged: BTreeSet<String>,
     damaged_parts: BTreeMap<u32, BTreeSet<String>>,
+    copy: StoredCopy,
 }
 
 impl BackupRecord {
+    /// Whether a snapshot of this name was asked for and is not taken yet.
+    pub(super) fn takes(&self, name: &SnapshotName) -> bool {
+        self.asks.iter().any(|ask| matches!(ask, Ask::Take(known) if known == name))
+    }
+
     /// As the bytes of a note.
     pub(super) fn encode(&self) -> Vec<u8> {
         let millis = |at: Option<Timestamp>| at.map(Timestamp::millis);
@@ -161,6 +171,7 @@ impl BackupRecord {
             asks: self.asks.iter().map(stored_ask).collect(),
             damaged: names(&self.damage.structure),
             damaged_parts: self.damage.parts.iter().map(|(part, n)| (*part, names(n))).collect(),
+            copy: StoredCopy::from(&self.copy),
         };
         // Numbers, texts and lists: nothing that JSON cannot hold.
         serde_json::to_vec(&stored).unwrap_or_default()
@@ -194,6 +205,7 @@ impl BackupRecord {
                     .map(|(part, n)| (*part, read_names(n)))
                     .collect(),
             },
+            copy: stored.copy.into(),
         })
     }
 }
@@ -255,6 +267,7 @@ mod tests {
             overdue_told: true,
             asks: vec![Ask::Take(name("a")), Ask::Forget(name("b")), Ask::Structure, Ask::Data],
             damage,
+            copy: Copy::default(),
         };
         assert_eq!(BackupRecord::decode(&record.encode()).expect("ours"), record);
     }

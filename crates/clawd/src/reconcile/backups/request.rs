@@ -8,6 +8,7 @@ use claw_core::plan::Target;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
+use super::errand::Errand;
 use super::ledger::Ledger;
 use super::record::Ask;
 use super::retention::need;
@@ -30,7 +31,7 @@ pub struct BackupRequest {
 }
 
 /// What is asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum BackupWork {
     /// Take a snapshot under this name.
     Take(SnapshotName),
@@ -38,6 +39,9 @@ pub enum BackupWork {
     Forget(SnapshotName),
     /// Look for damage in everything.
     Verify(Extent),
+    /// Carry a snapshot or a repository away or here. Accepted is not journaled: an agent that is ended does
+    /// not take it up again.
+    Errand(Errand),
 }
 
 /// How much of everything is read.
@@ -92,9 +96,19 @@ pub(super) enum RequestRefused {
     Nothing(InstanceName),
     #[error("{ACCEPTED} requests of instance {0} wait already; try again later")]
     TooMany(InstanceName),
+    #[error("too many transfers of this host wait already; try again later")]
+    TooManyErrands,
+    #[error("this host has no off-site storage")]
+    NoStorage,
+    #[error("instance {0} has no snapshots that could be sent")]
+    NothingToSend(InstanceName),
+    #[error("instance {0} has a repository on this host, which stays")]
+    HasRepository(InstanceName),
+    #[error("instance {0} is on this host, and its repository stays")]
+    Here(InstanceName),
 }
 
-/// What to add to what was accepted; none: it is there already.
+/// What to add to what was accepted; none: it is there already, or no ask (see [`super::errand::judge`]).
 ///
 /// # Errors
 /// [`RequestRefused`].
@@ -111,7 +125,7 @@ pub(super) fn judge(
     let found = |wanted: &SnapshotName| list.iter().find(|snapshot| snapshot.name == *wanted);
     let ask = match work {
         BackupWork::Take(wanted) => {
-            if found(wanted).is_some() || ledger.record.asks.contains(&Ask::Take(wanted.clone())) {
+            if found(wanted).is_some() || ledger.record.takes(wanted) {
                 return Err(RequestRefused::Exists(wanted.clone()));
             }
             if !member.data_present {
@@ -129,6 +143,7 @@ pub(super) fn judge(
         BackupWork::Verify(_) if list.is_empty() => return Err(RequestRefused::Nothing(name)),
         BackupWork::Verify(Extent::Data) => Ask::Data,
         BackupWork::Verify(Extent::Structure) => Ask::Structure,
+        BackupWork::Errand(_) => return Ok(None),
     };
     if ledger.record.asks.contains(&ask) {
         return Ok(None);

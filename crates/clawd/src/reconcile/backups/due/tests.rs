@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use claw_core::backup::Retention;
 use claw_core::name::{ImageRef, SnapshotName};
+use claw_core::offsite::OffsitePolicy;
 use claw_core::stamp::{Digest, Generation};
 
 use super::*;
@@ -57,6 +58,7 @@ struct Scene {
     attempts: Attempts,
     forgettable: usize,
     room: Room,
+    destination: Destination,
 }
 
 impl Scene {
@@ -76,6 +78,7 @@ impl Scene {
                 every: Some(DAY),
                 retention: Retention::default(),
                 drill_every: Some(30 * DAY),
+                offsite: OffsitePolicy::Auto,
             }),
             standing: Standing::Up,
             awaits: None,
@@ -87,6 +90,7 @@ impl Scene {
             attempts: Attempts::default(),
             forgettable: 0,
             room: Room::Enough,
+            destination: Destination::default(),
         }
     }
 
@@ -108,6 +112,7 @@ impl Scene {
             attempts: &self.attempts,
             forgettable: self.forgettable,
             room: self.room,
+            destination: &self.destination,
         })
     }
 
