@@ -1,5 +1,6 @@
 //! gRPC handlers: decode, call, encode. No decisions here.
 
+mod archive;
 pub mod audit;
 pub mod enrolment;
 pub mod hosts;
@@ -7,6 +8,7 @@ pub mod instances;
 pub mod node;
 pub mod snapshots;
 pub mod tokens;
+mod transfer;
 mod watching;
 
 use std::sync::Arc;

@@ -4,6 +4,7 @@
 //! entry in one transaction; whoever is concerned is told once it is durable. Handlers in
 //! [`crate::api`] decode and encode around these functions.
 
+pub mod archives;
 pub mod enrolment;
 pub mod epoch;
 pub mod firewall;
@@ -27,6 +28,7 @@ use crate::refusal::Refusal;
 use crate::registry::Registry;
 use crate::store::Store;
 use crate::store::mutation::Effects;
+use crate::transfers::Transfers;
 use crate::watch::Hub;
 
 /// Everything that the fleet's functions need; cheap to clone.
@@ -38,6 +40,8 @@ pub struct Fleet {
     pub registry: Arc<Registry>,
     /// Who watches instances.
     pub hub: Arc<Hub>,
+    /// Archives and repositories on their way.
+    pub transfers: Transfers,
     /// Certificates that are no longer taken, and the connections that use them.
     pub denylist: Arc<Denylist>,
     /// Issues certificates.

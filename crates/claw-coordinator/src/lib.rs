@@ -32,5 +32,6 @@ pub mod server_certificate;
 pub mod session;
 pub mod status;
 pub mod store;
+pub mod transfers;
 pub mod view;
 pub mod watch;

@@ -80,6 +80,12 @@ pub enum Refusal {
         /// Whose, and how long it had.
         description: String,
     },
+    /// Whoever was to do it with us broke it off.
+    #[error("{description}")]
+    BrokenOff {
+        /// Who, and what it said.
+        description: String,
+    },
     /// Not now.
     #[error("{description}")]
     Unavailable {

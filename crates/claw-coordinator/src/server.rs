@@ -45,6 +45,7 @@ use crate::routes::{Routes, RoutesBuilder};
 use crate::server_certificate::{ServerCertificateError, ServerCertificates};
 use crate::store::epoch::HighWater;
 use crate::store::{Store, StoreError, certificates, epoch, host_state};
+use crate::transfers::Transfers;
 use crate::watch::Hub;
 use maintenance::Maintenance;
 
@@ -204,6 +205,7 @@ impl Coordinator {
             self.health.set_service_status(service, ServingStatus::NotServing).await;
         }
         self.draining.send_replace(true);
+        self.fleet.transfers.close();
         let abort = self.listener.abort_handle();
         if tokio::time::timeout(self.config.drain, self.listener).await.is_err() {
             tracing::warn!("connections are left after the deadline");
@@ -255,6 +257,7 @@ async fn open_fleet(config: &Config, clock: Clock) -> Result<Fleet, StartError> 
     Ok(Fleet {
         registry: Arc::new(Registry::new(clock.now().after(config.grace))),
         hub: Arc::new(Hub::new(config.watches)),
+        transfers: Transfers::default(),
         denylist: Arc::new(Denylist::new(denied)),
         authority: Arc::new(authority),
         agent_lifetime: config.agent_lifetime,

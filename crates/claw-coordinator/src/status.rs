@@ -35,7 +35,7 @@ pub fn code(refusal: &Refusal) -> Code {
         Refusal::Invalid(_) => Code::InvalidArgument,
         Refusal::NotFound { .. } => Code::NotFound,
         Refusal::Exists { .. } | Refusal::ShownOnce { .. } => Code::AlreadyExists,
-        Refusal::StaleEtag { .. } => Code::Aborted,
+        Refusal::StaleEtag { .. } | Refusal::BrokenOff { .. } => Code::Aborted,
         Refusal::Precondition { .. } => Code::FailedPrecondition,
         Refusal::Unauthenticated { .. } => Code::Unauthenticated,
         Refusal::Denied { .. } => Code::PermissionDenied,
@@ -59,6 +59,7 @@ pub fn reason(refusal: &Refusal) -> &'static str {
         Refusal::Unauthenticated { reason, .. } | Refusal::Denied { reason, .. } => reason,
         Refusal::Exhausted { .. } => "TOO_MANY",
         Refusal::TooLate { .. } => "TOO_LATE",
+        Refusal::BrokenOff { .. } => "BROKEN_OFF",
         Refusal::Unavailable { .. } => "UNAVAILABLE",
         Refusal::Internal(_) => "INTERNAL",
     }
@@ -114,6 +115,7 @@ fn add_details(details: &mut ErrorDetails, refusal: &Refusal) {
         | Refusal::Unauthenticated { .. }
         | Refusal::Denied { .. }
         | Refusal::TooLate { .. }
+        | Refusal::BrokenOff { .. }
         | Refusal::Internal(_) => {}
     }
 }
@@ -185,6 +187,7 @@ mod tests {
             Refusal::Denied { reason: "ROLE", description: text() },
             Refusal::Exhausted { description: text(), retry: second },
             Refusal::TooLate { description: text() },
+            Refusal::BrokenOff { description: text() },
             Refusal::Unavailable { description: text(), retry: second },
             Refusal::Internal(Fault::Damaged { what: text(), problem: "secret".to_owned() }),
         ]
@@ -247,6 +250,7 @@ Unauthenticated NO_CERTIFICATE [] text
 PermissionDenied ROLE [] text
 ResourceExhausted TOO_MANY [RetryInfo] text
 DeadlineExceeded TOO_LATE [] text
+Aborted BROKEN_OFF [] text
 Unavailable UNAVAILABLE [RetryInfo] text
 Internal INTERNAL [] internal error; the coordinator's log has the cause";
         assert_eq!(table.join("\n"), expected);

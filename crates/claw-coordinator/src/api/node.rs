@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use claw_identity::Peer;
 use claw_proto::node::v1::node_service_server::NodeService;
 use claw_proto::node::v1::{self as node};
 use tokio::sync::mpsc;
@@ -9,6 +10,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::caller_of;
+use super::transfer::Carrying;
+use crate::auth::Caller;
 use crate::fleet::Fleet;
 use crate::limits::{Bucket, Rate, jittered};
 use crate::refusal::Refusal;
@@ -39,8 +42,13 @@ impl NodeService for NodeApi {
         &self,
         request: Request<Streaming<node::TransferRequest>>,
     ) -> Result<Response<Self::TransferStream>, Status> {
-        caller_of(&request)?;
-        Err(Refusal::NotFound { resource: "transfer".to_owned() }.into())
+        let caller = caller_of(&request)?;
+        let peer = peer_of(&caller)?;
+        let (outbound, stream) = mpsc::channel(1);
+        let transfers = self.fleet.transfers.clone();
+        let carrying = Carrying { transfers, caller, peer, inbound: request.into_inner() };
+        tokio::spawn(carrying.run(outbound));
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn session(
@@ -48,10 +56,7 @@ impl NodeService for NodeApi {
         request: Request<Streaming<node::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let caller = caller_of(&request)?;
-        let peer = caller
-            .peer
-            .clone()
-            .ok_or_else(|| Refusal::damaged("request", "it has no certificate"))?;
+        let peer = peer_of(&caller)?;
         let admitted = self.admission.lock().unwrap_or_else(PoisonError::into_inner).take();
         admitted.map_err(|wait| Refusal::Unavailable {
             description: "too many hosts connect at once".to_owned(),
@@ -70,4 +75,8 @@ impl NodeService for NodeApi {
         tokio::spawn(session.run());
         Ok(Response::new(ReceiverStream::new(stream)))
     }
+}
+
+fn peer_of(caller: &Caller) -> Result<Peer, Refusal> {
+    caller.peer.clone().ok_or_else(|| Refusal::damaged("request", "it has no certificate"))
 }

@@ -5,15 +5,16 @@ use claw_proto::convert::name::{parse_instance_name, parse_snapshot_name};
 use claw_proto::convert::violation::Violations;
 use claw_proto::fleet::v1::snapshot_service_server::SnapshotService;
 use claw_proto::fleet::v1::{self as fleet};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Envelope, caller_of};
+use super::{Envelope, archive, caller_of};
 use crate::auth::Caller;
 use crate::fleet::Fleet;
 use crate::fleet::snapshots::{Answer, Depth, one};
 use crate::page::Page;
-use crate::refusal::Refusal;
+use crate::refusal::{Fault, Refusal};
 use crate::store::mutation::{Call, Codec};
 use crate::store::{revisions, snapshots};
 use crate::view;
@@ -142,16 +143,48 @@ impl SnapshotService for SnapshotApi {
 
     async fn export_snapshot(
         &self,
-        _request: Request<fleet::ExportSnapshotRequest>,
+        request: Request<fleet::ExportSnapshotRequest>,
     ) -> Result<Response<Self::ExportSnapshotStream>, Status> {
-        Err(Status::unimplemented("not here yet"))
+        let caller = caller_of(&request)?;
+        let request = request.into_inner();
+        let envelope = Envelope {
+            method: "claw.fleet.v1.SnapshotService/ExportSnapshot",
+            validate_only: false,
+            request_id: "",
+        };
+        let call = self.call(&envelope, &caller, &[])?;
+        let (instance, name) = parse_snapshot_name("name", &request.name).map_err(Refusal::from)?;
+        let export = self.fleet.export_snapshot(call, instance, name).await?;
+        Ok(Response::new(archive::send(export)))
     }
 
     async fn import_snapshot(
         &self,
-        _request: Request<Streaming<fleet::ImportSnapshotRequest>>,
+        request: Request<Streaming<fleet::ImportSnapshotRequest>>,
     ) -> Result<Response<fleet::ImportSnapshotResponse>, Status> {
-        Err(Status::unimplemented("not here yet"))
+        let caller = caller_of(&request)?;
+        let mut inbound = request.into_inner();
+        let header = archive::header(&mut inbound).await?;
+        let envelope = Envelope {
+            method: "claw.fleet.v1.SnapshotService/ImportSnapshot",
+            validate_only: header.validate_only,
+            request_id: &header.request_id,
+        };
+        let call = self.call(&envelope, &caller, &claw_proto::encode(&header))?;
+        let mut violations = Violations::default();
+        let parent = parse_instance_name("header.parent", &header.parent);
+        let parent = parent.map_err(|violation| violations.0.push(violation)).ok();
+        let name = violations.take("header.snapshot_id", SnapshotName::parse(&header.snapshot_id));
+        let (Some(parent), Some(name)) = (parent, name) else {
+            return Err(Refusal::Invalid(violations).into());
+        };
+        // To its end also when the caller goes: the host hears of it, and the snapshot says why it failed.
+        let (words, heard) = mpsc::channel(1);
+        let taking = archive::take(self.fleet.clone(), call, parent, name, heard);
+        let importing = tokio::spawn(taking);
+        archive::hear(inbound, words).await;
+        let response = importing.await.map_err(|lost| Refusal::from(Fault::Task(lost)))??;
+        Ok(Response::new(response))
     }
 }
 

@@ -138,8 +138,8 @@ pub(super) fn rolled_back(
     }
 }
 
-/// A snapshot from which data can be brought back.
-fn usable(
+/// A snapshot whose data can be read on its host.
+pub(super) fn usable(
     connection: &Connection,
     instance: &InstanceRow,
     name: &SnapshotName,

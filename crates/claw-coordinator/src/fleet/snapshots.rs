@@ -30,7 +30,7 @@ use crate::store::snapshots::{
 use crate::store::{Keys, escrow, revisions, snapshots};
 
 /// How long an agent may take to accept.
-const ACCEPT_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const ACCEPT_WITHIN: Duration = Duration::from_secs(10);
 
 /// How much of a repository is verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,16 +102,7 @@ impl Fleet {
         });
         let (now, new) = (call.now, snapshot.clone());
         let check = move |connection: &Connection, instance: &InstanceRow| {
-            let existing = find(connection, &instance.uid, &new)?;
-            if existing.is_some_and(|row| !matches!(state(&row, now), State::Failed(_))) {
-                return Err(Refusal::Exists { resource: snapshot_resource(&instance.name, &new) });
-            }
-            if snapshots::count(connection, &instance.uid)? >= MAX_LISTED {
-                let subject = format!("instances/{}", instance.name);
-                let text = format!("{subject} has {MAX_LISTED} snapshots; delete some first");
-                return Err(Refusal::precondition(Precondition::TooManySnapshots, subject, text));
-            }
-            Ok(())
+            check_new(connection, instance, &new, now)
         };
         let job = move |connection: &Connection, instance: &InstanceRow| {
             snapshots::insert_asked(connection, &instance.uid, &snapshot, now)?;
@@ -311,8 +302,27 @@ impl Fleet {
     }
 }
 
+/// Whether a snapshot of this name can be made.
+pub(super) fn check_new(
+    connection: &Connection,
+    instance: &InstanceRow,
+    new: &SnapshotName,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let existing = find(connection, &instance.uid, new)?;
+    if existing.is_some_and(|row| !matches!(state(&row, now), State::Failed(_))) {
+        return Err(Refusal::Exists { resource: snapshot_resource(&instance.name, new) });
+    }
+    if snapshots::count(connection, &instance.uid)? >= MAX_LISTED {
+        let subject = format!("instances/{}", instance.name);
+        let text = format!("{subject} has {MAX_LISTED} snapshots; delete some first");
+        return Err(Refusal::precondition(Precondition::TooManySnapshots, subject, text));
+    }
+    Ok(())
+}
+
 /// A snapshot of a live instance as the API shows it.
-fn shown(
+pub(super) fn shown(
     connection: &Connection,
     instance: &InstanceRow,
     snapshot: &SnapshotName,

@@ -291,6 +291,21 @@ pub(crate) fn insert_asked(
     Ok(())
 }
 
+/// Notes why a snapshot that was asked for could not be taken; one that is listed is left alone.
+pub(crate) fn set_failed(
+    connection: &Connection,
+    uid: &str,
+    name: &SnapshotName,
+    problem: &str,
+) -> Result<(), Refusal> {
+    connection
+        .prepare_cached(
+            "UPDATE snapshot SET problem = ?3 WHERE uid = ?1 AND name = ?2 AND listed IS NULL",
+        )?
+        .execute((uid, name.as_str(), problem))?;
+    Ok(())
+}
+
 /// Notes that a snapshot is to be forgotten; one that was never listed is gone at once.
 pub(crate) fn set_forgetting(
     connection: &Connection,

@@ -14,4 +14,5 @@ mod rollback;
 mod secrecy;
 mod sessions;
 mod snapshots;
+mod transfers;
 mod watching;

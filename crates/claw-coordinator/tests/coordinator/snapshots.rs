@@ -73,7 +73,7 @@ pub(crate) async fn in_state(
 }
 
 /// Answers the next command with `error`, and returns it.
-async fn answer(agent: &mut Agent, error: &str) -> Command {
+pub(crate) async fn answer(agent: &mut Agent, error: &str) -> Command {
     loop {
         match agent.next().await.unwrap() {
             Down::Command(command) => {
