@@ -4,11 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use claw_lab::{Lab, Network, Process, command};
+use claw_lab::{Lab, LabHost, Network, Process, command};
 
-use crate::fleet::until;
+use crate::fleet::{Fleet, until};
 use crate::http;
-use crate::programs::PATIENCE;
+use crate::programs::{self, PATIENCE};
 
 /// Where it answers.
 pub const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), 9000);
@@ -38,6 +38,29 @@ impl ObjectStore {
             if answer.status == 200 { Ok(Some(())) } else { bail!("{answer:?}") }
         })?;
         Ok(store)
+    }
+
+    /// Starts it with the Python that `cargo xtask test` made.
+    ///
+    /// # Errors
+    /// When the tests were started in another way, or it does not answer.
+    pub fn of_tests(lab: &Lab) -> Result<Self> {
+        Self::start(&programs::python()?, lab)
+    }
+
+    /// Has a host copy its repositories to a bucket, as an operator does.
+    ///
+    /// # Errors
+    /// When the coordinator refuses.
+    pub fn give(&self, fleet: &Fleet, host: &LabHost, bucket: &str) -> Result<()> {
+        let key = fleet.lab().dir().join("secret-key");
+        std::fs::write(&key, SECRET_KEY)?;
+        let key = key.to_str().context("no text")?.to_owned();
+        let url = self.url();
+        let storage = ["--url", &url, "--bucket", bucket, "--prefix", "fleet"];
+        let keys = ["--access-key", ACCESS_KEY, "--secret-key-file", &key];
+        let set = ["host", "offsite", "set", host.name()];
+        fleet.clawctl_ok(&[&set[..], &storage, &keys].concat()).map(drop)
     }
 
     /// Where it answers, as a URL.

@@ -79,3 +79,11 @@ pub fn variable(name: &str) -> Result<PathBuf> {
 
 /// How long a unit, a join or an instance may take here: generous, because nothing is measured by it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A Python with grpcio and an S3.
+///
+/// # Errors
+/// When the tests were started in another way.
+pub fn python() -> Result<PathBuf> {
+    variable(PYTHON)
+}

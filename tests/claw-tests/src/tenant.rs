@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, bail, ensure};
+use claw_lab::LabHost;
 use serde_json::Value;
 
+use crate::docker::Docker;
 use crate::fleet::until;
 use crate::instance::Instance;
 use crate::journal;
@@ -14,10 +16,11 @@ use crate::rig::Rig;
 use crate::unit::outside;
 use crate::versions::Version;
 
-/// An instance on a rig's first host.
+/// An instance on one of a rig's hosts.
 #[derive(Debug)]
 pub struct Tenant<'a> {
     rig: &'a Rig,
+    host: &'a LabHost,
     /// What it should be; [`Self::apply`] makes it so.
     pub instance: Instance,
 }
@@ -27,11 +30,23 @@ impl<'a> Tenant<'a> {
     /// created yet.
     #[must_use]
     pub fn new(rig: &'a Rig, name: &str, version: Version) -> Self {
-        let mut instance = Instance::new(name, rig.host(), &version.reference());
+        Self::on(rig, rig.host(), name, version)
+    }
+
+    /// The same on another host than the first.
+    #[must_use]
+    pub fn on(rig: &'a Rig, host: &'a LabHost, name: &str, version: Version) -> Self {
+        let mut instance = Instance::new(name, host, &version.reference());
         instance.min_healthy_s = 1;
         instance.startup_deadline_s = 5;
         instance.stop_grace_s = 5;
-        Self { rig, instance: instance.env("CLAW_FAKE_CONTROL", 1) }
+        Self { rig, host, instance: instance.env("CLAW_FAKE_CONTROL", 1) }
+    }
+
+    /// It has moved: it is looked for on another host from now on.
+    pub fn moved(&mut self, host: &'a LabHost) {
+        self.host = host;
+        host.name().clone_into(&mut self.instance.host);
     }
 
     /// Its name.
@@ -55,7 +70,7 @@ impl<'a> Tenant<'a> {
     pub fn deploy(&self) -> Result<()> {
         self.apply()?;
         self.rig.fleet().until_phase(self.name(), "running", PATIENCE)?;
-        self.rig.fleet().until_serving(self.rig.host(), self.name())
+        self.rig.fleet().until_serving(self.host, self.name())
     }
 
     /// Asks for another version.
@@ -72,7 +87,7 @@ impl<'a> Tenant<'a> {
     /// # Errors
     /// When nothing answers.
     pub fn pulse(&self, series: &str) -> Result<Pulse> {
-        Pulse::start(self.rig.fleet(), self.rig.host(), self.name(), series)
+        Pulse::start(self.rig.fleet(), self.host, self.name(), series)
     }
 
     /// Waits until a version is confirmed and runs.
@@ -112,7 +127,7 @@ impl<'a> Tenant<'a> {
     /// # Errors
     /// When it refuses.
     pub fn control(&self, what: &str) -> Result<String> {
-        self.rig.fleet().control(self.rig.host(), self.name(), what)
+        self.rig.fleet().control(self.host, self.name(), what)
     }
 
     /// Has its gateway write a row and acknowledge it.
@@ -138,7 +153,7 @@ impl<'a> Tenant<'a> {
     /// # Errors
     /// With what is wrong, when a minute passes.
     pub fn assert_serves(&self, version: Version) -> Result<()> {
-        self.rig.fleet().until_serving(self.rig.host(), self.name())?;
+        self.rig.fleet().until_serving(self.host, self.name())?;
         let build = self.control("build")?;
         ensure!(build == version.tag, "{build} serves instead of {}", version.tag);
         until(PATIENCE, "nothing to be left over", || {
@@ -161,7 +176,7 @@ impl<'a> Tenant<'a> {
     }
 
     fn look_for_leftovers(&self) -> Result<()> {
-        let (docker, host, name) = (self.rig.docker()?, self.rig.host(), self.name());
+        let (docker, host, name) = (Docker::of(self.host)?, self.host, self.name());
         let containers = docker.containers_of(name)?;
         ensure!(containers.len() == 1, "{name} has not one container: {containers:#?}");
         ensure!(containers[0]["State"] == "running", "it is {}", containers[0]["State"]);
@@ -187,7 +202,7 @@ impl<'a> Tenant<'a> {
 
     /// The data directory in use, and the one that is kept of the version before.
     fn known_generations(&self) -> Result<(String, Option<String>)> {
-        let record = journal::record(self.rig.host(), self.name())?;
+        let record = journal::record(self.host, self.name())?;
         let name = |value: &Value| value.as_u64().map(|number| format!("gen-{number}"));
         let here = name(&record["active"]["data"]).unwrap_or_else(|| "gen-1".to_owned());
         Ok((here, name(&record["replaced"]["data"])))
