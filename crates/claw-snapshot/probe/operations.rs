@@ -127,16 +127,15 @@ fn freeze(
 ) -> Result<String, Failure> {
     let source = Source::openclaw(root);
     let moving = Source { stillness: Stillness::Moving, ..source.clone() };
-    let rough = repository.snapshot(&request(millis, Parent::Latest), &moving, Watcher::none())?;
+    let Taken { snapshot: rough, listing, .. } =
+        repository.snapshot(&request(millis, Parent::Latest), &moving, Watcher::none())?;
     say("rough")?;
     io::stdin().read_line(&mut String::new())?;
     std::fs::create_dir(staging)?;
     let begun = Instant::now();
     let time = Timestamp::from_millis(millis + 1);
-    let frozen = Frozen::hold(&source, &rough.listing, staging, time)?;
+    let frozen = Frozen::hold(&source, listing, staging, time)?;
     let held = begun.elapsed();
-    let Taken { snapshot: rough, listing, .. } = rough;
-    drop(listing);
     say(&format!("held {} us, {} files copied", held.as_micros(), frozen.copied()))?;
     let request = request(millis + 1, Parent::Of(rough.id));
     let taken = repository.snapshot_frozen(&request, Arc::new(frozen), Watcher::none())?;

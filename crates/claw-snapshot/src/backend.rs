@@ -1,11 +1,9 @@
 //! Between our [`Storage`] and the engine's own trait: translates names, keeps what the engine
 //! would forget, and refuses what it would get wrong.
 //!
-//! Three hazards are answered here. The engine swallows errors of its source and goes on to write a
-//! snapshot that lacks files: a [`Gate`] refuses the snapshot file then. It wraps errors until
-//! nobody can tell a full disk from a bug: the first failure of the storage is kept as it was. And
-//! when it fails, its threads go on writing for a while: [`Backend::close`] waits for them and lets
-//! them begin nothing more.
+//! Two hazards are answered here. The engine wraps errors until nobody can tell a full disk from a
+//! bug: the first failure of the storage is kept as it was. And when it fails, its threads go on
+//! writing for a while: [`Backend::close`] waits for them and lets them begin nothing more.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,16 +18,9 @@ use rustic_core::{
 use crate::id::FileId;
 use crate::storage::{FileKind, Storage, StorageError};
 
-/// Says whether a snapshot may be written now.
-pub(crate) trait Gate: Send + Sync {
-    /// Whether everything that belongs into the snapshot was read.
-    fn is_open(&self) -> bool;
-}
-
 /// A storage as the engine sees it.
 pub(crate) struct Backend {
     location: String,
-    gate: Option<Arc<dyn Gate>>,
     /// Files that the engine must not see, because they are damaged.
     hidden: BTreeSet<FileId>,
     failure: Mutex<Option<StorageError>>,
@@ -54,11 +45,6 @@ struct Turn<'a> {
     storage: Option<Arc<dyn Storage>>,
 }
 
-/// Why the gate refused.
-#[derive(Debug, thiserror::Error)]
-#[error("the source was not read completely")]
-struct GateClosed;
-
 /// The operation is over.
 #[derive(Debug, thiserror::Error)]
 #[error("the operation has ended")]
@@ -68,7 +54,6 @@ impl Backend {
     pub(crate) fn new(storage: Arc<dyn Storage>) -> Self {
         Self {
             location: storage.location(),
-            gate: None,
             hidden: BTreeSet::new(),
             failure: Mutex::new(None),
             work: Mutex::new(Work {
@@ -78,10 +63,6 @@ impl Backend {
             }),
             idle: Condvar::new(),
         }
-    }
-
-    pub(crate) fn gated(storage: Arc<dyn Storage>, gate: Arc<dyn Gate>) -> Self {
-        Self { gate: Some(gate), ..Self::new(storage) }
     }
 
     pub(crate) fn hiding(storage: Arc<dyn Storage>, hidden: BTreeSet<FileId>) -> Self {
@@ -131,18 +112,6 @@ impl Backend {
             self.failure().get_or_insert_with(|| fault.duplicate());
             RusticError::with_source(ErrorKind::Backend, "the storage failed", fault)
         })
-    }
-
-    fn may_write(&self, kind: FileKind) -> RusticResult<()> {
-        if kind != FileKind::Snapshot {
-            return Ok(());
-        }
-        let failed = self.failure().is_some();
-        let open = self.gate.as_ref().is_none_or(|gate| gate.is_open());
-        if open && !failed {
-            return Ok(());
-        }
-        Err(RusticError::with_source(ErrorKind::Backend, "no snapshot is written", GateClosed))
     }
 }
 
@@ -204,7 +173,6 @@ impl WriteBackend for Backend {
         content: BytesList,
     ) -> RusticResult<()> {
         let kind = kind(tpe);
-        self.may_write(kind)?;
         let id = FileId::from(*id);
         if kind == FileKind::Pack {
             self.work().written.insert(id);

@@ -10,8 +10,13 @@ use rustic_core::RusticError;
 use crate::backend::Backend;
 use crate::storage::StorageError;
 
-/// Something inside the engine failed; its own words.
-pub struct EngineError(Box<RusticError>);
+/// Something inside the engine, or in what is done in its place, failed; its own words.
+pub struct EngineError(Words);
+
+enum Words {
+    Engine(Box<RusticError>),
+    Ours(Box<dyn std::error::Error + Send + Sync>),
+}
 
 /// A failure below an operation on a repository.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +62,21 @@ impl RepositoryError {
     pub(crate) fn new(doing: &'static str, backend: &Backend, source: Box<RusticError>) -> Self {
         match backend.take_failure() {
             Some(fault) => Self::Storage(fault),
-            None => Self::Engine { doing, source: EngineError(source) },
+            None => Self::engine(doing, source),
         }
+    }
+
+    /// What the engine says to something that needs no storage.
+    pub(crate) fn engine(doing: &'static str, source: Box<RusticError>) -> Self {
+        Self::Engine { doing, source: source.into() }
+    }
+
+    /// What was read or is to be written cannot be used.
+    pub(crate) fn unusable(
+        doing: &'static str,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self::Engine { doing, source: EngineError::ours(source) }
     }
 
     /// Whether the storage was full.
@@ -70,7 +88,10 @@ impl RepositoryError {
     /// Whether the given credential does not open the repository.
     #[must_use]
     pub fn is_wrong_credential(&self) -> bool {
-        matches!(self, Self::Engine { source, .. } if source.0.is_incorrect_password())
+        let Self::Engine { source: EngineError(Words::Engine(source)), .. } = self else {
+            return false;
+        };
+        source.is_incorrect_password()
     }
 }
 
@@ -80,12 +101,23 @@ impl From<StorageError> for RepositoryError {
     }
 }
 
+impl EngineError {
+    /// Of what is done in the engine's place.
+    pub(crate) fn ours(source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self(Words::Ours(Box::new(source)))
+    }
+}
+
 impl fmt::Display for EngineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words = self.0.display_log();
-        // One line; the engine formats for people at terminals.
-        let line = words.split_whitespace().collect::<Vec<_>>().join(" ");
-        f.write_str(&line)
+        match &self.0 {
+            Words::Engine(fault) => {
+                let words = fault.display_log();
+                // One line; the engine formats for people at terminals.
+                f.write_str(&words.split_whitespace().collect::<Vec<_>>().join(" "))
+            }
+            Words::Ours(fault) => fmt::Display::fmt(fault, f),
+        }
     }
 }
 
@@ -95,10 +127,17 @@ impl fmt::Debug for EngineError {
     }
 }
 
-impl std::error::Error for EngineError {}
+impl std::error::Error for EngineError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.0 {
+            Words::Engine(_) => None,
+            Words::Ours(fault) => fault.source(),
+        }
+    }
+}
 
 impl From<Box<RusticError>> for EngineError {
     fn from(source: Box<RusticError>) -> Self {
-        Self(source)
+        Self(Words::Engine(source))
     }
 }

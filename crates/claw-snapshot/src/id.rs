@@ -3,8 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use ring::digest;
 use rustic_core::Id;
-use sha2::{Digest, Sha256};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The name of a file in a repository's storage: SHA-256 of its content.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,7 +18,7 @@ pub struct SnapshotId(FileId);
 
 /// SHA-256 of what comes part by part.
 #[derive(Clone)]
-pub(crate) struct Hasher(Sha256);
+pub(crate) struct Hasher(digest::Context);
 
 /// A text that is not 64 hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,7 +27,7 @@ pub struct ParseIdError;
 
 impl Hasher {
     pub(crate) fn new() -> Self {
-        Self(Sha256::new())
+        Self(digest::Context::new(&digest::SHA256))
     }
 
     pub(crate) fn update(&mut self, part: &[u8]) {
@@ -33,25 +35,30 @@ impl Hasher {
     }
 
     pub(crate) fn finish(self) -> [u8; 32] {
-        self.0.finalize().into()
+        bytes(&self.0.finish())
     }
+}
+
+/// All of it: SHA-256 has 32 bytes.
+fn bytes(digest: &digest::Digest) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    for (into, from) in bytes.iter_mut().zip(digest.as_ref()) {
+        *into = *from;
+    }
+    bytes
 }
 
 /// Bytes as lower case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a string does not fail.
-        _ = write!(text, "{byte:02x}");
-        text
-    })
+    let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or('0');
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 impl FileId {
     /// The name of something that has this content.
     #[must_use]
     pub fn of(content: &[u8]) -> Self {
-        Self(Sha256::digest(content).into())
+        Self(bytes(&digest::digest(&digest::SHA256, content)))
     }
 
     /// An id from its bytes.
@@ -112,6 +119,33 @@ impl FromStr for FileId {
             *byte = (nibble(*high)? << 4) | nibble(*low)?;
         }
         Ok(Self(bytes))
+    }
+}
+
+impl Serialize for FileId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for FileId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(IdText)
+    }
+}
+
+/// Reads an id without a copy of its text.
+struct IdText;
+
+impl Visitor<'_> for IdText {
+    type Value = FileId;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("64 hexadecimal digits")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<FileId, E> {
+        text.parse().map_err(E::custom)
     }
 }
 

@@ -2,15 +2,18 @@
 //! which ends with a list of what is in it. Packs that no index names hold what a failed or killed
 //! run wrote; they are taken up by [`Repository::mend_index`] or removed by [`Repository::sweep`].
 
+pub(crate) mod places;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use rustic_core::RepairIndexOptions;
-use rustic_core::repofile::{IndexFile, IndexId};
 
+use crate::codec::Codec;
 use crate::engine::RepositoryError;
 use crate::id::FileId;
 use crate::repository::{Engine, Repository};
 use crate::storage::FileKind;
+use places::{NamedPacks, Places, each_index};
 
 impl Repository {
     /// Removes index files that are damaged and reads what they said from the packs again. What
@@ -36,22 +39,34 @@ impl Repository {
     /// that their content is not written again; packs that are lost get unknown, so that it is.
     pub(crate) fn mend_index(&self) -> Result<u64, RepositoryError> {
         let engine = self.engine()?;
-        let stored: BTreeMap<FileId, u32> =
-            self.storage.list(FileKind::Pack)?.into_iter().collect();
-        let mut lost = BTreeSet::new();
-        let known = indexed(&engine, |id, size| {
-            if stored.get(&id) != Some(&size) {
-                lost.insert(id);
-            }
+        let codec = self.codec(&engine)?;
+        self.mended_places(&engine, &codec).map(|(_, lost)| lost)
+    }
+
+    /// As [`Repository::mend_index`], and gives what the index says then.
+    pub(crate) fn mended_places(
+        &self,
+        engine: &Engine,
+        codec: &Codec,
+    ) -> Result<(Places, u64), RepositoryError> {
+        let storage = self.storage.as_ref();
+        let stored: BTreeMap<FileId, u32> = storage.list(FileKind::Pack)?.into_iter().collect();
+        let (mut places, mut named) = (Places::default(), NamedPacks::default());
+        each_index(storage, codec, &BTreeSet::new(), |index| {
+            named.add(&index);
+            index.packs.iter().for_each(|pack| places.add(pack));
         })?;
-        if lost.is_empty() && stored.keys().all(|id| known.contains(id)) {
-            return Ok(0);
+        let lost = named.live.iter().filter(|(id, size)| stored.get(id) != Some(size)).count();
+        if lost == 0 && stored.keys().all(|id| named.has(*id)) {
+            places.sort();
+            return Ok((places, 0));
         }
+        drop((places, stored));
         engine
             .repository
             .repair_index(&RepairIndexOptions::default(), false)
             .map_err(engine.fault("mending the index"))?;
-        Ok(u64::try_from(lost.len()).unwrap_or(u64::MAX))
+        Ok((Places::read(storage, codec, &BTreeSet::new())?, u64::try_from(lost).unwrap_or(u64::MAX)))
     }
 
     /// Removes those of these packs that no index names. Safe when nothing that a snapshot needs
@@ -63,35 +78,14 @@ impl Repository {
         &self,
         candidates: impl IntoIterator<Item = FileId>,
     ) -> Result<u64, RepositoryError> {
-        let known = indexed(&self.engine()?, |_, _| ())?;
+        let codec = self.codec(&self.engine()?)?;
+        let mut named = NamedPacks::default();
+        each_index(self.storage.as_ref(), &codec, &BTreeSet::new(), |index| named.add(&index))?;
         let mut removed = 0;
-        for id in candidates.into_iter().filter(|id| !known.contains(id)) {
+        for id in candidates.into_iter().filter(|id| !named.has(*id)) {
             self.storage.remove(FileKind::Pack, id)?;
             removed += 1;
         }
         Ok(removed)
     }
-}
-
-/// Every pack that an index names, those marked for removal included. `packs` is told the others
-/// with their sizes.
-fn indexed(
-    engine: &Engine,
-    mut packs: impl FnMut(FileId, u32),
-) -> Result<BTreeSet<FileId>, RepositoryError> {
-    let mut known = BTreeSet::new();
-    let ids: Vec<IndexId> =
-        engine.repository.list().map_err(engine.fault("listing the index"))?.collect();
-    // One after the other: what is not in the answer may be removed, so none may be left out.
-    for id in ids {
-        let index: IndexFile =
-            engine.repository.get_file(&id).map_err(engine.fault("reading the index"))?;
-        for pack in &index.packs {
-            let id = FileId::from(pack.id.into_inner());
-            packs(id, pack.pack_size());
-            known.insert(id);
-        }
-        known.extend(index.packs_to_delete.iter().map(|p| FileId::from(p.id.into_inner())));
-    }
-    Ok(known)
 }

@@ -6,7 +6,7 @@
 //! such files in. The format is restic's, so that a customer's data never depends on this program:
 //! `restic -r DIRECTORY restore latest` with the recovery password is enough.
 //!
-//! What it deliberately does not do: it has no clock (but for what S3 demands), no schedule and no
+//! What it deliberately does not do: it has no clock (but for what S3 demands, and the engine of packs), no schedule and no
 //! runtime (every call blocks), it pauses nothing, and it knows no instance. It is made to run in a short-lived child
 //! process with a memory limit: a panic or an out-of-memory in the engine below loses that job and
 //! nothing else.
@@ -15,7 +15,7 @@
 //!
 //! | hazard of the engine | answer |
 //! | --- | --- |
-//! | unreadable files are dropped, the call succeeds | [`Source`] keeps every fault; the snapshot is refused |
+//! | unreadable files are dropped, the call succeeds; many small files take three times the processor | [`Repository::snapshot`] writes blobs and trees itself |
 //! | the local backend drops errors of listings, never syncs directories | [`DirectoryStorage`] |
 //! | its restore takes 263 MB and more, warns where it should fail | [`Repository::restore`] |
 //! | its check panics on damage and names no file | [`Repository::verify`] |
@@ -34,6 +34,7 @@
 mod archive;
 mod backend;
 mod catalog;
+mod codec;
 mod diff;
 mod engine;
 mod id;
@@ -51,6 +52,7 @@ mod source;
 mod storage;
 mod tree;
 mod verify;
+mod write;
 
 pub use archive::{
     ArchiveManifest, ArchiveOrigin, ExportError, Exported, OpenClawAsset, OpenClawBackup, Owner,

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use rand::RngCore;
 use rustic_core::repofile::MasterKey;
 use rustic_core::{
-    ConfigOptions, Credentials, IndexedFullStatus, KeyOptions, OpenStatus, RepositoryBackends,
-    RepositoryOptions,
+    ConfigOptions, Credentials, KeyOptions, OpenStatus, RepositoryBackends, RepositoryOptions,
 };
 
 use crate::backend::Backend;
+use crate::codec::Codec;
 use crate::engine::RepositoryError;
 use crate::id::FileId;
 use crate::key_file::{self, KeyFileError};
@@ -202,6 +202,14 @@ impl Repository {
         Ok(sum)
     }
 
+    /// Seals and opens as this repository does.
+    pub(crate) fn codec(&self, engine: &Engine) -> Result<Codec, RepositoryError> {
+        let unusable = "reading the configuration";
+        let level = engine.repository.config().zstd();
+        let level = level.map_err(|fault| RepositoryError::engine(unusable, fault))?;
+        Codec::new(&self.master, level).map_err(|fault| RepositoryError::unusable(unusable, fault))
+    }
+
     pub(crate) fn engine(&self) -> Result<Engine, RepositoryError> {
         self.engine_with(Backend::new(Arc::clone(&self.storage)))
     }
@@ -217,18 +225,6 @@ impl Repository {
 }
 
 impl Engine {
-    /// With the whole index in memory, to read trees and blobs.
-    pub(crate) fn indexed(
-        self,
-    ) -> Result<(rustic_core::Repository<IndexedFullStatus>, Arc<Backend>), RepositoryError> {
-        let backend = self.backend;
-        let repository = self
-            .repository
-            .to_indexed()
-            .map_err(|fault| RepositoryError::new("reading the index", &backend, fault))?;
-        Ok((repository, backend))
-    }
-
     pub(crate) fn fault(
         &self,
         doing: &'static str,

@@ -4,24 +4,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use claw_core::time::Timestamp;
-use rustic_core::repofile::{BlobType, SnapshotFile};
-use rustic_core::{
-    BackupOptions, BlobId, ParentOptions, SnapshotGroupCriterion, SnapshotOptions, jiff,
+use rustic_core::repofile::{
+    BlobType, SnapshotFile, SnapshotId as EngineSnapshotId, SnapshotSummary,
 };
+use rustic_core::{BlobId, SnapshotOptions, TreeId, jiff};
 
-use crate::backend::{Backend, Gate};
 use crate::catalog::{self, ROUGH, Snapshot, SnapshotNotFound};
+use crate::codec::Codec;
 use crate::engine::RepositoryError;
-use crate::id::SnapshotId;
+use crate::id::{FileId, SnapshotId};
 use crate::progress::Watcher;
 use crate::repository::{Engine, Repository};
 use crate::source::attachment::AttachmentName;
 use crate::source::frozen::Frozen;
 use crate::source::ledger::{self, Ledger, Listing, SourceFault};
-use crate::source::{DATA, EngineSource, META, Origin, Source, Stillness};
+use crate::source::{DATA, META, Origin, Reading, Source, Stillness};
 use crate::storage::FileKind;
 use crate::tree::BlobError;
+use crate::write::{Target, Written, write};
 
 /// An attachment is read into memory; a larger one is no attachment of ours.
 const LARGEST_ATTACHMENT: u64 = 1 << 20;
@@ -85,7 +87,7 @@ pub enum SnapshotError {
     /// The named parent is absent.
     #[error("the parent is absent")]
     Parent(#[source] SnapshotNotFound),
-    /// The engine stored fewer entries than it was given.
+    /// Fewer entries were stored than the source gave.
     #[error("{given} entries were given to the repository and {stored} are in it")]
     Incomplete {
         /// Given by the source.
@@ -163,24 +165,36 @@ impl Repository {
         origin: Origin,
         ledger: Ledger,
     ) -> Result<Taken, SnapshotError> {
-        let lost_packs = self.mend_index()?;
+        let engine = self.engine()?;
+        let mut codec = self.codec(&engine)?;
+        let (places, lost_packs) = self.mended_places(&engine, &codec)?;
         let ledger = Arc::new(ledger);
-        let gate: Arc<dyn Gate> = Arc::<Ledger>::clone(&ledger);
-        let engine = self.engine_with(Backend::gated(Arc::clone(&self.storage), gate))?;
-        let options = backup_options(find_parent(&engine, request)?);
-        let file = describe(request, ledger.stillness)?;
-        let backend = Arc::clone(&engine.backend);
-        let source = EngineSource { origin, ledger: Arc::clone(&ledger) };
-        let archived = archive(engine, &options, &source, file);
-        let written = backend.close();
-        let stored = match archived {
+        let mut file = describe(request, ledger.stillness)?;
+        let parent = find_parent(&engine, request)?;
+        if let Some(parent) = &parent {
+            file.parent = Some(parent.id);
+            file.parents = vec![parent.id];
+        }
+        let target = Target {
+            repository: self,
+            engine: &engine,
+            places: &places,
+            parent: parent.map(|parent| FileId::from(parent.tree.into_inner())),
+        };
+        let source = Reading { origin, ledger: Arc::clone(&ledger) };
+        source.settle();
+        let Written { done, packs } = write(&target, source.entries());
+        let stored = done
+            .map_err(SnapshotError::from)
+            .and_then(|done| self.conclude(&mut codec, file, done, &ledger));
+        let stored = match stored {
             Err(SnapshotError::Repository(fault)) if fault.is_full() => {
                 // Others need the room more. Every index was read above, and what was not indexed
                 // was written here; what failed first is what is told.
-                _ = self.sweep(written);
+                _ = self.sweep(packs);
                 return Err(fault.into());
             }
-            archived => archived?,
+            stored => stored?,
         };
         self.confirm(&stored, &ledger)?;
         let counts = ledger.counts();
@@ -227,12 +241,42 @@ impl Repository {
         Ok(attachments)
     }
 
+    /// Writes the snapshot's file, when everything that belongs into it was read.
+    fn conclude(
+        &self,
+        codec: &mut Codec,
+        mut file: SnapshotFile,
+        (tree, mut summary): (FileId, SnapshotSummary),
+        ledger: &Ledger,
+    ) -> Result<SnapshotFile, SnapshotError> {
+        let (count, faults) = ledger.take_faults();
+        if count > 0 {
+            return Err(SnapshotError::Source { count, faults });
+        }
+        file.tree = TreeId::from(tree.engine());
+        summary.backup_start = file.time.clone();
+        summary.backup_end = file.time.clone();
+        file.summary = Some(summary);
+        let doing = "writing the snapshot";
+        let content = serde_json::to_vec(&file)
+            .map_err(|fault| RepositoryError::unusable(doing, fault))?;
+        let sealed = codec
+            .seal_file(&content)
+            .map_err(|fault| RepositoryError::unusable(doing, fault))?;
+        let id = FileId::of(&sealed);
+        self.storage
+            .write(FileKind::Snapshot, id, &[Bytes::from(sealed)])
+            .map_err(RepositoryError::from)?;
+        file.id = EngineSnapshotId::from(id.engine());
+        Ok(file)
+    }
+
     /// Holds what is in the repository against what was given to it.
     fn confirm(&self, stored: &SnapshotFile, ledger: &Ledger) -> Result<(), SnapshotError> {
         let counts = ledger.counts();
         let given = counts.files - counts.dropped + counts.directories;
         let summary = stored.summary.as_ref();
-        // The engine counts the root, which has no entry.
+        // The root is counted, and has no entry.
         let stored_entries = summary.map_or(0, |summary| {
             (summary.total_files_processed + summary.total_dirs_processed).saturating_sub(1)
         });
@@ -249,61 +293,22 @@ impl Repository {
     }
 }
 
-/// Lets the engine read the source and write what is new of it.
-fn archive(
-    engine: Engine,
-    options: &BackupOptions,
-    source: &EngineSource,
-    file: SnapshotFile,
-) -> Result<SnapshotFile, SnapshotError> {
-    let backend = Arc::clone(&engine.backend);
-    let indexed = engine
-        .repository
-        .to_indexed_ids()
-        .map_err(|fault| RepositoryError::new("reading the index", &backend, fault))?;
-    let top = Path::new("/");
-    let paths = [top.join(DATA), top.join(META)];
-    let archived = indexed.archive(options, source, file, &paths);
-    // The storage first: when it fails, files are given up for it and not for themselves.
-    if let Some(fault) = backend.take_failure() {
-        return Err(RepositoryError::Storage(fault).into());
-    }
-    let (count, faults) = source.ledger.take_faults();
-    if count > 0 {
-        return Err(SnapshotError::Source { count, faults });
-    }
-    let stored =
-        archived.map_err(|fault| RepositoryError::new("writing the snapshot", &backend, fault))?;
-    Ok(stored)
-}
-
 fn find_parent(
     engine: &Engine,
     request: &SnapshotRequest,
-) -> Result<Option<SnapshotId>, SnapshotError> {
+) -> Result<Option<SnapshotFile>, SnapshotError> {
     match request.parent {
         Parent::Nothing => Ok(None),
         Parent::Of(id) => match catalog::snapshot_file(engine, id)? {
-            Some(_) => Ok(Some(id)),
+            Some(file) => Ok(Some(file)),
             None => Err(SnapshotError::Parent(SnapshotNotFound(id))),
         },
         Parent::Latest => {
-            let files = catalog::snapshot_files(engine)?;
-            let ours = files.iter().filter(|file| file.hostname == request.host);
-            let latest = ours.max_by_key(|file| (file.time.timestamp(), file.id));
-            Ok(latest.map(|file| SnapshotId::from(file.id)))
+            let files = catalog::snapshot_files(engine)?.into_iter();
+            let ours = files.filter(|file| file.hostname == request.host);
+            Ok(ours.max_by_key(|file| (file.time.timestamp(), file.id)))
         }
     }
-}
-
-fn backup_options(parent: Option<SnapshotId>) -> BackupOptions {
-    // Without criteria every snapshot may be the parent: it was chosen already.
-    let options = ParentOptions::default().group_by(SnapshotGroupCriterion::new());
-    let options = match parent {
-        Some(id) => options.parents(vec![id.to_string()]),
-        None => options.force(true),
-    };
-    BackupOptions::default().parent_opts(options).no_scan(true)
 }
 
 fn describe(
@@ -328,6 +333,9 @@ fn describe(
     }
     if stillness == Stillness::Moving {
         file.tags.add(ROUGH.to_owned());
+    }
+    for top in [DATA, META] {
+        file.paths.add(format!("/{top}"));
     }
     Ok(file)
 }

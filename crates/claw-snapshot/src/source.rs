@@ -1,7 +1,7 @@
 //! What is read for a snapshot: a directory, and small attachments beside it.
 //!
-//! The engine drops what it cannot read and says nothing. So nothing here is left to it: this
-//! source counts what it gave, keeps every fault, and the snapshot is refused when there is one.
+//! What cannot be read must not just be absent from a snapshot: the source counts what it gave,
+//! keeps every fault, and the snapshot is refused when there is one.
 //!
 //! The directory belongs to a tenant who may change it at any moment, so no path is ever resolved
 //! twice: each directory is opened once without following links, and everything in it is reached
@@ -19,14 +19,18 @@ pub(crate) mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
 
-use rustic_core::{ReadSource, ReadSourceEntry, ReadSourceOpen, RusticResult};
+use rustic_core::ReadSourceEntry;
 
 use attachment::AttachmentName;
 use frozen::Frozen;
-use ledger::Ledger;
+use ledger::{Ledger, SourceFaultReason};
 use reader::Content;
 use walk::Walk;
 
@@ -34,6 +38,9 @@ use walk::Walk;
 pub const DATA: &str = "data";
 /// Where attachments stand in a snapshot.
 pub const META: &str = "meta";
+
+/// How often somebody is told while nothing is read yet.
+const BEAT: Duration = Duration::from_secs(1);
 
 /// A directory to be snapshotted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,9 +66,9 @@ pub enum Stillness {
     Moving,
 }
 
-/// The source as the engine reads it.
+/// One pass over a source.
 #[derive(Debug)]
-pub(crate) struct EngineSource {
+pub(crate) struct Reading {
     pub(crate) origin: Origin,
     pub(crate) ledger: Arc<Ledger>,
 }
@@ -92,33 +99,47 @@ impl Source {
     }
 }
 
-impl ReadSourceOpen for Unopened {
-    type Reader = Content;
-
-    fn open(mut self) -> RusticResult<Self::Reader> {
-        self.0.begin()?;
-        Ok(self.0)
+impl Reading {
+    /// Writes out what is in memory only. A program that writes through a mapping changes a file's
+    /// time only with the first write to a page that is on the disk: every later change shows, at
+    /// the end of the reading or to the next snapshot. What changes from now on is young enough
+    /// not to be trusted (see [`node::of_entry`]).
+    ///
+    /// The whole file system at once: file by file each would wait for the disk.
+    pub(crate) fn settle(&self) {
+        let Origin::Directory(source) = &self.origin else { return };
+        // Without it there is nothing to walk either, which then says so.
+        let Ok(directory) = walk::open_directory(&source.root) else { return };
+        let (ended, over) = channel::<()>();
+        let synced = thread::scope(|scope| {
+            let syncing = scope.spawn(move || {
+                let _ended = ended;
+                nix::unistd::syncfs(directory)
+            });
+            // It may take long, and somebody waits for a word.
+            while over.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
+                self.ledger.tell();
+            }
+            syncing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        if let Err(errno) = synced {
+            let source = io::Error::from(errno);
+            let reason = SourceFaultReason::Unreadable { doing: "writing it out", source };
+            self.ledger.fault(Path::new(""), reason);
+        }
     }
-}
 
-impl ReadSource for EngineSource {
-    type Open = Unopened;
-    type Iter = Box<dyn Iterator<Item = RusticResult<ReadSourceEntry<Unopened>>> + Send>;
-
-    fn size(&self) -> RusticResult<Option<u64>> {
-        Ok(None)
-    }
-
-    fn entries(&self) -> Self::Iter {
+    /// Everything, depth first, names in order.
+    pub(crate) fn entries(&self) -> Box<dyn Iterator<Item = ReadSourceEntry<Unopened>>> {
         let ledger = Arc::clone(&self.ledger);
         match &self.origin {
             Origin::Directory(source) => {
                 let attachments = attachment::entries(&source.attachments, &ledger);
-                Box::new(Walk::new(source, ledger).chain(attachments).map(Ok))
+                Box::new(Walk::new(source, ledger).chain(attachments))
             }
             Origin::Frozen(frozen) => {
                 let attachments = attachment::entries(frozen.attachments(), &ledger);
-                Box::new(Arc::clone(frozen).entries(ledger).chain(attachments).map(Ok))
+                Box::new(Arc::clone(frozen).entries(ledger).chain(attachments))
             }
         }
     }

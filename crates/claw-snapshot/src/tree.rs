@@ -1,24 +1,30 @@
 //! Blobs and trees, each held against its hash before anything is made of it.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use rustic_core::repofile::{BlobType, Node, NodeType, Tree};
-use rustic_core::{BlobId, IndexedFullStatus, PackedId, TreeId};
+use rustic_core::repofile::{BlobType, MasterKey, Node, NodeType, Tree};
+use rustic_core::{BlobId, PackedId, TreeId};
 
-use crate::backend::Backend;
+use crate::codec::{Codec, CodecError};
 use crate::engine::{EngineError, RepositoryError};
 use crate::id::FileId;
-use crate::repository::{Engine, Repository};
-use crate::storage::StorageError;
+use crate::index::places::{BlobKind, Places};
+use crate::repository::Repository;
+use crate::storage::{FileKind, Storage, StorageError};
 
 /// A repository with its index in memory.
 pub(crate) struct Blobs {
-    repository: rustic_core::Repository<IndexedFullStatus>,
-    backend: Arc<Backend>,
+    storage: Arc<dyn Storage>,
+    places: Places,
+    master: MasterKey,
+    level: Option<i32>,
+    /// Those that no thread uses at the moment.
+    codecs: Mutex<Vec<Codec>>,
 }
 
 /// A blob or tree cannot be used.
@@ -75,30 +81,56 @@ pub(crate) struct Place {
 
 impl Repository {
     pub(crate) fn blobs(&self) -> Result<Blobs, RepositoryError> {
-        Blobs::new(self.engine()?)
+        self.blobs_without(&BTreeSet::new())
+    }
+
+    /// As if these indexes were absent, because they are damaged.
+    pub(crate) fn blobs_without(
+        &self,
+        hidden: &BTreeSet<FileId>,
+    ) -> Result<Blobs, RepositoryError> {
+        let engine = self.engine()?;
+        let codec = self.codec(&engine)?;
+        Ok(Blobs {
+            storage: Arc::clone(&self.storage),
+            places: Places::read(self.storage.as_ref(), &codec, hidden)?,
+            master: self.master.clone(),
+            level: engine.repository.config().zstd().ok().flatten(),
+            codecs: Mutex::new(vec![codec]),
+        })
     }
 }
 
 impl Blobs {
-    pub(crate) fn new(engine: Engine) -> Result<Self, RepositoryError> {
-        let (repository, backend) = engine.indexed()?;
-        Ok(Self { repository, backend })
-    }
-
     /// A blob's content.
     pub(crate) fn read(&self, blob: BlobId, blob_type: BlobType) -> Result<Bytes, BlobError> {
         let id = FileId::from(*blob);
-        let content =
-            self.repository.get_blob_cached(&blob, blob_type).map_err(|fault| {
-                match self.backend.take_failure() {
-                    Some(source) => BlobError::Storage { id, source },
-                    None => BlobError::Unreadable { id, source: EngineError::from(fault) },
-                }
-            })?;
+        let place = self.places.find(BlobKind::from(blob_type), id);
+        let place = place.ok_or(BlobError::NotIndexed(id))?;
+        let sealed = self
+            .storage
+            .read_range(FileKind::Pack, place.pack, place.range())
+            .map_err(|source| BlobError::Storage { id, source })?;
+        let content = self
+            .open(&sealed, place.unpacked)
+            .map_err(|fault| BlobError::Unreadable { id, source: EngineError::ours(fault) })?;
         if FileId::of(&content) != id {
             return Err(BlobError::WrongContent(id));
         }
-        Ok(content)
+        Ok(Bytes::from(content))
+    }
+
+    /// With a codec that nobody else uses.
+    fn open(&self, sealed: &[u8], unpacked: Option<u32>) -> Result<Vec<u8>, CodecError> {
+        let codecs = || self.codecs.lock().unwrap_or_else(PoisonError::into_inner);
+        let unused = codecs().pop();
+        let mut codec = match unused {
+            Some(codec) => codec,
+            None => Codec::new(&self.master, self.level)?,
+        };
+        let opened = codec.open_blob(sealed, unpacked);
+        codecs().push(codec);
+        opened
     }
 
     /// A tree's entries. Every name is a plain one, every file has content, every directory a tree.
@@ -124,13 +156,11 @@ impl Blobs {
     }
 
     /// Where a blob lies; nothing when no index knows it.
-    pub(crate) fn place<T: PackedId>(&self, blob: &T) -> Option<Place>
-    where
-        BlobId: From<T>,
-    {
-        let entry = self.repository.get_index_entry(blob).ok()?;
-        let end = u64::from(entry.location.offset) + u64::from(entry.location.length);
-        Some(Place { pack: FileId::from(entry.pack.into_inner()), end })
+    pub(crate) fn place<T: PackedId>(&self, blob: &T) -> Option<Place> {
+        let id: BlobId = (*blob).into();
+        let id = FileId::from(*id);
+        let place = self.places.find(BlobKind::from(T::TYPE), id)?;
+        Some(Place { pack: place.pack, end: place.range().end })
     }
 
     /// The entry at a path below a root tree; nothing when there is none.

@@ -24,7 +24,6 @@ use crate::id::{FileId, SnapshotId};
 use crate::repository::{Engine, Repository};
 use crate::restore::PackSizes;
 use crate::storage::{FileKind, StorageError};
-use crate::tree::Blobs;
 use packs::Packs;
 
 /// How much data is read.
@@ -183,7 +182,7 @@ impl Repository {
         stored.keys().for_each(|id| packs.other(*id, &mut verified));
         let snapshots = snapshots(&open()?, &mut verified)?;
         verified.snapshots += u64::try_from(snapshots.len()).unwrap_or(u64::MAX);
-        let blobs = Blobs::new(open()?)?;
+        let blobs = self.blobs_without(&all_hidden)?;
         let sizes = PackSizes::read(self.storage.as_ref())?;
         hits::Hits::new(&blobs, &sizes, &bad_blobs).find(&snapshots, &mut verified);
         verified.damage.sort();

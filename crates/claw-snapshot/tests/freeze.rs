@@ -22,7 +22,7 @@ fn hold(fixture: &Fixture, listing: &Listing, name: &str) -> Result<Frozen, Free
     let staging = fixture.path(name);
     fs::create_dir(&staging).unwrap();
     let time = Timestamp::from_millis(LATER + 1);
-    Frozen::hold(&Source::openclaw(&fixture.source()), listing, &staging, time)
+    Frozen::hold(&Source::openclaw(&fixture.source()), listing.clone(), &staging, time)
 }
 
 #[test]
@@ -86,6 +86,6 @@ fn what_changed_at_the_rough_snapshots_time_is_copied() {
     fs::write(full.join("0"), "in the way").unwrap();
     let time = Timestamp::from_millis(LATER);
     let source = Source::openclaw(&fixture.source());
-    let refused = Frozen::hold(&source, &rough.listing, &full, time).unwrap_err();
+    let refused = Frozen::hold(&source, rough.listing, &full, time).unwrap_err();
     assert!(matches!(refused, FreezeError::Copy { .. }), "{refused:?}");
 }

@@ -23,8 +23,10 @@ use crate::progress::{Progress, Watcher};
 use crate::tree::Blobs;
 
 const WRITERS: usize = 2;
-/// Files that wait for a writer.
-const WAITING: usize = 16;
+/// Files that go to a writer together: each time it is woken costs as much as a small file.
+const BATCH: usize = 64;
+/// Batches that wait for a writer.
+const WAITING: usize = 2;
 /// A blob of zeros that is at least this long becomes a hole.
 const HOLE: usize = 4096;
 
@@ -93,7 +95,7 @@ impl Shared<'_> {
         &self,
         root: &Node,
         into: &Path,
-        files: &SyncSender<Task>,
+        files: &SyncSender<Vec<Task>>,
         later: &mut Later,
     ) -> Result<(), RestoreError> {
         let mut stack = vec![(into.to_owned(), root.clone())];
@@ -104,6 +106,7 @@ impl Shared<'_> {
                 .blobs
                 .tree(tree)
                 .map_err(|source| RestoreError::Damaged { path: path.clone(), source })?;
+            let mut batch = Vec::new();
             for node in nodes {
                 if self.has_failed() {
                     return Ok(());
@@ -122,28 +125,32 @@ impl Shared<'_> {
                         self.count(0);
                     }
                     NodeType::File => {
-                        if let Some(task) = later.first_name(path, node) {
+                        batch.extend(later.first_name(path, node));
+                        if batch.len() >= BATCH {
                             // The writers are gone only when one of them failed.
-                            _ = files.send(task);
+                            _ = files.send(std::mem::take(&mut batch));
                         }
                     }
                     _ => return Err(RestoreError::Special { path }),
                 }
             }
+            _ = files.send(batch);
         }
         Ok(())
     }
 
-    fn write_files(&self, tasks: &Mutex<Receiver<Task>>) {
+    fn write_files(&self, tasks: &Mutex<Receiver<Vec<Task>>>) {
         loop {
-            let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(task) = task else { return };
-            if self.has_failed() {
-                // Takes the rest away, so that the walk does not wait for a place.
-                continue;
-            }
-            if let Err(fault) = self.write_file(&task) {
-                self.fail(fault);
+            let batch = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(batch) = batch else { return };
+            for task in batch {
+                if self.has_failed() {
+                    // Takes the rest away, so that the walk does not wait for a place.
+                    break;
+                }
+                if let Err(fault) = self.write_file(&task) {
+                    self.fail(fault);
+                }
             }
         }
     }

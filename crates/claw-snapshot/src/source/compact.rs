@@ -6,7 +6,7 @@ use rustic_core::jiff::Timestamp;
 use rustic_core::repofile::{Metadata, Node, NodeType};
 
 /// A node without its name. A plain one takes about 100 bytes, where the engine's takes 400.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CompactNode {
     /// A file or directory without extended attributes.
     Plain(Plain),
@@ -15,7 +15,7 @@ pub(crate) enum CompactNode {
 }
 
 /// The metadata that [`super::node::of_entry`] gives a file or directory.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plain {
     is_directory: bool,
     mode: Option<u32>,

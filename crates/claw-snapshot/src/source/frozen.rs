@@ -14,13 +14,12 @@ use std::sync::Arc;
 use claw_core::time::Timestamp;
 use rustic_core::ReadSourceEntry;
 use rustic_core::jiff;
-use rustic_core::repofile::Node;
 
 use super::attachment::AttachmentName;
 use super::compact::CompactNode;
 use super::ledger::{Ledger, Listing, SourceFault};
 use super::reader::Content;
-use super::walk::Walk;
+use super::walk::{Step, Walk};
 use super::{DATA, Source, Stillness, Unopened, path_in_snapshot};
 use crate::progress::Watcher;
 
@@ -79,12 +78,11 @@ impl Frozen {
     /// When anything could not be read or copied, or changed meanwhile.
     pub fn hold(
         source: &Source,
-        listing: &Listing,
+        listing: Listing,
         staging: &Path,
         time: Timestamp,
     ) -> Result<Self, FreezeError> {
-        let ledger = Ledger::new(Stillness::Still, time, Watcher::none()).without_flushing();
-        let ledger = Arc::new(ledger);
+        let ledger = Arc::new(Ledger::new(Stillness::Still, time, Watcher::none()));
         let mut frozen = Self {
             entries: Vec::new(),
             staging: staging.to_owned(),
@@ -93,8 +91,12 @@ impl Frozen {
             copied_bytes: 0,
             special: 0,
         };
-        for entry in Walk::new(source, Arc::clone(&ledger)) {
-            frozen.take(entry, listing)?;
+        let mut walk = Walk::again(source, Arc::clone(&ledger), listing);
+        while let Some(step) = walk.step() {
+            match step {
+                Step::Unchanged(path, node) => frozen.hold_entry(path, node, None),
+                Step::Read(entry) => frozen.take(entry)?,
+            }
         }
         let (count, faults) = ledger.take_faults();
         if count > 0 {
@@ -127,7 +129,7 @@ impl Frozen {
     pub(crate) fn entries(
         self: Arc<Self>,
         ledger: Arc<Ledger>,
-    ) -> impl Iterator<Item = ReadSourceEntry<Unopened>> + Send + 'static {
+    ) -> impl Iterator<Item = ReadSourceEntry<Unopened>> {
         (0..self.entries.len()).filter_map(move |place| {
             let FrozenEntry { path, node, copy } = self.entries.get(place)?;
             let node = node.node(path.file_name().unwrap_or_else(|| DATA.as_ref()));
@@ -148,27 +150,19 @@ impl Frozen {
         self.staging.join(number.to_string())
     }
 
-    fn hold_entry(&mut self, path: PathBuf, node: Node, copy: Option<u64>) {
-        let (path, node) = (path.into_boxed_path(), CompactNode::new(node));
-        self.entries.push(FrozenEntry { path, node, copy });
+    fn hold_entry(&mut self, path: PathBuf, node: CompactNode, copy: Option<u64>) {
+        self.entries.push(FrozenEntry { path: path.into_boxed_path(), node, copy });
     }
 
-    fn take(
-        &mut self,
-        entry: ReadSourceEntry<Unopened>,
-        listing: &Listing,
-    ) -> Result<(), FreezeError> {
+    /// A directory, a link, or a file that changed.
+    fn take(&mut self, entry: ReadSourceEntry<Unopened>) -> Result<(), FreezeError> {
         let mut node = entry.node;
         let path = entry.path.strip_prefix(path_in_snapshot(Path::new("")));
         let path = path.map(Path::to_owned).unwrap_or_default();
         let Some(Unopened(Content::File(file))) = entry.open else {
-            self.hold_entry(path, node, None);
+            self.hold_entry(path, CompactNode::new(node), None);
             return Ok(());
         };
-        if listing.0.get(&path) == Some(&file.listed) {
-            self.hold_entry(path, node, None);
-            return Ok(());
-        }
         let number = self.copied;
         let copied = copy_aside(Content::File(file), &self.copy(number));
         // A fault of the file itself is in the ledger; without one it is the copy's.
@@ -181,7 +175,7 @@ impl Frozen {
         self.copied_bytes += bytes;
         // Content that is in memory only may change without the time showing it, from now on.
         node.meta.ctime = Some(jiff::Timestamp::UNIX_EPOCH);
-        self.hold_entry(path, node, Some(number));
+        self.hold_entry(path, CompactNode::new(node), Some(number));
         Ok(())
     }
 }

@@ -6,10 +6,13 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use claw_core::time::Timestamp;
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{SFlag, fstatat};
 use rustic_core::jiff;
 use rustic_core::repofile::{Metadata, Node, NodeType};
 
@@ -29,10 +32,6 @@ const PERMISSIONS: u32 = 0o777;
 /// How near to the snapshot's begin a change may be without being trusted, in milliseconds.
 /// File systems keep times in steps of some milliseconds: two changes can carry one time.
 const RACY: i64 = 1000;
-
-/// How long a change may be in memory only, in milliseconds: the kernel writes after 30 s
-/// (`vm.dirty_expire_centisecs`); a slow disk may take longer.
-const UNWRITTEN: i64 = 10 * 60 * 1000;
 
 /// What identifies a state of a file: when any of it differs, it may have changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +54,24 @@ impl Fingerprint {
         }
     }
 
+    /// Of the entry of this name in an open directory, not of what it links to.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or the kernel refuses.
+    pub(crate) fn at(directory: &OwnedFd, name: &OsStr) -> io::Result<Self> {
+        let found = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        let is_directory = found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits();
+        let size = if is_directory { 0 } else { u64::try_from(found.st_size).unwrap_or(u64::MAX) };
+        Ok(Self {
+            device: found.st_dev,
+            inode: found.st_ino,
+            size,
+            modified: (found.st_mtime, found.st_mtime_nsec),
+            changed: (found.st_ctime, found.st_ctime_nsec),
+        })
+    }
+
     /// Whether both are of the same file, in whatever state.
     pub(crate) fn is_same_file(&self, other: &Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
@@ -67,11 +84,6 @@ impl Fingerprint {
     /// Whether it changed so shortly before `start`, or after, that a later change might not show.
     pub(crate) fn is_racy(&self, start: Timestamp) -> bool {
         self.last_change().saturating_add(RACY) >= start.millis()
-    }
-
-    /// Whether it may have content that is not on the disk yet.
-    pub(crate) fn may_be_unwritten(&self, start: Timestamp) -> bool {
-        self.last_change().saturating_add(UNWRITTEN) >= start.millis()
     }
 
     /// In milliseconds since 1970.

@@ -8,9 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::libc::{ELOOP, EPERM, O_NOATIME, O_NOFOLLOW, O_NONBLOCK};
-use rustic_core::{ErrorKind, RusticError, RusticResult};
 
-use super::ledger::{Ledger, SourceFaultReason, Unwritten};
+use super::ledger::{Ledger, SourceFaultReason};
 use super::node::Fingerprint;
 
 /// The content of one entry.
@@ -54,6 +53,10 @@ enum ReadState {
     Done,
 }
 
+/// An entry cannot be read. The ledger knows why.
+#[derive(Debug)]
+pub(crate) struct GivenUp;
+
 impl Content {
     pub(crate) fn bytes(content: Vec<u8>) -> Self {
         Self::Bytes(Cursor::new(content))
@@ -73,7 +76,7 @@ impl Content {
         Self::Copy(Box::new(CopiedFile { path, copy, ledger, file: None }))
     }
 
-    pub(crate) fn begin(&mut self) -> RusticResult<()> {
+    pub(crate) fn begin(&mut self) -> Result<(), GivenUp> {
         match self {
             Self::Bytes(_) => Ok(()),
             Self::Copy(copied) => copied.begin(),
@@ -93,7 +96,7 @@ impl Read for Content {
 }
 
 impl CopiedFile {
-    fn begin(&mut self) -> RusticResult<()> {
+    fn begin(&mut self) -> Result<(), GivenUp> {
         let reason = match self.copy.as_ref().map(File::open) {
             Some(Ok(file)) => {
                 self.file = Some(file);
@@ -105,7 +108,7 @@ impl CopiedFile {
             None => SourceFaultReason::NotStaged,
         };
         self.ledger.fault(&self.path, reason);
-        Err(given_up())
+        Err(GivenUp)
     }
 }
 
@@ -121,7 +124,7 @@ impl Read for CopiedFile {
 }
 
 impl ListedFile {
-    fn begin(&mut self) -> RusticResult<()> {
+    fn begin(&mut self) -> Result<(), GivenUp> {
         let opened = self.open_listed();
         let reason = match opened {
             Ok(Some(file)) => {
@@ -136,12 +139,12 @@ impl ListedFile {
                 self.state = ReadState::Done;
                 let reason = SourceFaultReason::Unreadable { doing: "opening", source };
                 self.ledger.fault(&self.path, reason);
-                return Err(given_up());
+                return Err(GivenUp);
             }
         };
         self.state = ReadState::Done;
         self.ledger.dropped(&self.path, reason);
-        Err(given_up())
+        Err(GivenUp)
     }
 
     /// The file, or nothing when another one has its name by now.
@@ -162,14 +165,6 @@ impl ListedFile {
         let found = Fingerprint::of(&file.metadata()?);
         if !found.is_same_file(&self.listed) {
             return Ok(None);
-        }
-        // A program that writes through a mapping changes a file's time only with the first write
-        // to a page that is on the disk. Pages that are written out now make every later change
-        // show: at the end of this reading, or to the next snapshot.
-        if self.ledger.unwritten == Unwritten::Flush
-            && self.listed.may_be_unwritten(self.ledger.start)
-        {
-            file.sync_data()?;
         }
         Ok(Some(file))
     }
@@ -223,9 +218,4 @@ impl Drop for ListedFile {
             self.ledger.fault(&self.path, SourceFaultReason::Unfinished);
         }
     }
-}
-
-/// What the engine gets; it logs it and goes on. The ledger has the truth.
-fn given_up() -> Box<RusticError> {
-    RusticError::new(ErrorKind::InputOutput, "the entry was given up")
 }

@@ -1,8 +1,9 @@
 //! The walk over a data directory: depth first, names in order, no link followed.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::iter::Peekable;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -12,7 +13,8 @@ use claw_core::time::Timestamp;
 use nix::libc::{ELOOP, O_DIRECTORY, O_NOFOLLOW};
 use rustic_core::ReadSourceEntry;
 
-use super::ledger::{Ledger, SourceFaultReason};
+use super::compact::CompactNode;
+use super::ledger::{Ledger, Listing, Remembered, SourceFaultReason};
 use super::node::{self, Fingerprint};
 use super::reader::Content;
 use super::{DATA, Source, Unopened, path_in_snapshot};
@@ -26,6 +28,7 @@ pub(crate) struct Walk {
     device: u64,
     begun: bool,
     stack: Vec<Level>,
+    listing: Listing,
 }
 
 /// A directory on the way down.
@@ -35,15 +38,59 @@ struct Level {
     /// Relative to the data directory.
     path: PathBuf,
     names: std::vec::IntoIter<OsString>,
+    /// Of a listing: files that were in it then, names in order.
+    remembered: Peekable<std::vec::IntoIter<Remembered>>,
 }
 
 type Entry = ReadSourceEntry<Unopened>;
 
+/// An entry of a source that was listed before.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// A file in the state in which it was listed, by its path relative to the data directory.
+    Unchanged(PathBuf, CompactNode),
+    /// Anything else.
+    Read(Entry),
+}
+
 impl Walk {
     pub(crate) fn new(source: &Source, ledger: Arc<Ledger>) -> Self {
         let start = ledger.start;
-        let source = source.clone();
-        Self { source, ledger, start, device: 0, begun: false, stack: Vec::new() }
+        let (source, listing) = (source.clone(), Listing::default());
+        Self { source, ledger, start, device: 0, begun: false, stack: Vec::new(), listing }
+    }
+
+    /// A walk that compares with a listing: see [`Walk::step`].
+    pub(super) fn again(source: &Source, ledger: Arc<Ledger>, listing: Listing) -> Self {
+        Self { listing, ..Self::new(source, ledger) }
+    }
+
+    /// The next entry. Of a file that is as it was listed nothing is read but its state: whatever
+    /// changes of a file, its change time does.
+    pub(super) fn step(&mut self) -> Option<Step> {
+        if !self.begun {
+            self.begun = true;
+            return self.begin().map(Step::Read);
+        }
+        loop {
+            let level = self.stack.last_mut()?;
+            let Some(name) = level.names.next() else {
+                self.stack.pop();
+                continue;
+            };
+            if let Some(node) = level.unchanged(&name) {
+                return Some(Step::Unchanged(level.path.join(&name), node));
+            }
+            if let Some(entry) = self.visit(&name) {
+                return Some(Step::Read(entry));
+            }
+        }
+    }
+
+    fn level(&mut self, directory: Arc<OwnedFd>, path: PathBuf) -> io::Result<Level> {
+        let names = names_in(&directory)?;
+        let remembered = self.listing.0.remove(path.as_os_str()).unwrap_or_default();
+        Ok(Level { directory, path, names, remembered: remembered.into_iter().peekable() })
     }
 
     /// The data directory itself. Without it there is no snapshot, moving or not.
@@ -60,9 +107,9 @@ impl Walk {
             // The path ends in a link to the directory itself; `.` is the directory.
             let node = node::of_entry(&path.join("."), DATA.as_ref(), &metadata, self.start)
                 .map_err(unreadable)?;
-            let names = names_in(&directory).map_err(unreadable)?;
             self.device = metadata.dev();
-            self.stack.push(Level { directory, path: PathBuf::new(), names });
+            let level = self.level(directory, PathBuf::new()).map_err(unreadable)?;
+            self.stack.push(level);
             Ok(ReadSourceEntry { path: path_in_snapshot(Path::new("")), node, open: None })
         });
         match begun {
@@ -124,7 +171,8 @@ impl Walk {
         } else {
             self.ledger.file(if kind.is_file() { listed.size() } else { 0 });
             if kind.is_file() {
-                self.ledger.remember(path, listed);
+                let above = path.parent().unwrap_or(Path::new(""));
+                self.ledger.remember(above, name, listed, &node);
                 let ledger = Arc::clone(&self.ledger);
                 open = Some(Unopened(Content::file(directory, path.to_owned(), listed, ledger)));
             }
@@ -144,8 +192,8 @@ impl Walk {
             return Ok(false);
         }
         let directory = Arc::new(OwnedFd::from(file));
-        let names = names_in(&directory)?;
-        self.stack.push(Level { directory, path: path.to_owned(), names });
+        let level = self.level(directory, path.to_owned())?;
+        self.stack.push(level);
         Ok(true)
     }
 }
@@ -154,19 +202,22 @@ impl Iterator for Walk {
     type Item = Entry;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if !self.begun {
-            self.begun = true;
-            return self.begin();
-        }
         loop {
-            let Some(name) = self.stack.last_mut()?.names.next() else {
-                self.stack.pop();
-                continue;
-            };
-            if let Some(entry) = self.visit(&name) {
+            // Without a listing nothing is known to be unchanged.
+            if let Step::Read(entry) = self.step()? {
                 return Some(entry);
             }
         }
+    }
+}
+
+impl Level {
+    /// The node of a file that is in the state in which it was listed.
+    fn unchanged(&mut self, name: &OsStr) -> Option<CompactNode> {
+        while self.remembered.next_if(|file| *file.name < *name).is_some() {}
+        let file = self.remembered.next_if(|file| *file.name == *name)?;
+        let found = Fingerprint::at(&self.directory, name).ok()?;
+        (found == file.listed).then_some(file.node)
     }
 }
 
@@ -181,7 +232,7 @@ fn is_another(fault: &io::Error) -> bool {
         || fault.raw_os_error() == Some(ELOOP)
 }
 
-fn open_directory(path: &Path) -> io::Result<File> {
+pub(crate) fn open_directory(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(O_DIRECTORY | O_NOFOLLOW).open(path)
 }
 

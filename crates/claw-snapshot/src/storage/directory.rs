@@ -11,8 +11,10 @@ use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::{Access, FileKind, Storage, StorageAction, StorageError, pack_directory};
 use crate::id::FileId;
@@ -28,6 +30,8 @@ pub struct DirectoryStorage {
     access: Access,
     /// Numbers the files in `partial/`.
     next: AtomicU64,
+    /// The pack that was read last: what follows in it is mostly read next.
+    open_pack: Mutex<Option<(FileId, Arc<File>)>>,
     /// Held, never read.
     _lock: File,
 }
@@ -83,7 +87,9 @@ impl DirectoryStorage {
             TryLockError::WouldBlock => OpenDirectoryError::Busy { path: root.to_owned() },
             TryLockError::Error(source) => OpenDirectoryError::Open { path, source },
         })?;
-        let storage = Self { root: root.to_owned(), access, next: AtomicU64::new(0), _lock: lock };
+        let (root_path, next) = (root.to_owned(), AtomicU64::new(0));
+        let open_pack = Mutex::new(None);
+        let storage = Self { root: root_path, access, next, open_pack, _lock: lock };
         if access == Access::Exclusive {
             storage.sweep().map_err(failed(&root.join(PARTIAL)))?;
         }
@@ -146,6 +152,19 @@ impl DirectoryStorage {
             Some(parent) if !parent.as_os_str().is_empty() => sync_directory(parent),
             _ => Ok(()),
         }
+    }
+
+    /// A file to read parts of.
+    fn opened(&self, kind: FileKind, id: FileId) -> io::Result<Arc<File>> {
+        let open_pack = || self.open_pack.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, file)) = open_pack().as_ref().filter(|(open, _)| *open == id) {
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(File::open(self.path(kind, id))?);
+        if kind == FileKind::Pack {
+            *open_pack() = Some((id, Arc::clone(&file)));
+        }
+        Ok(file)
     }
 
     fn write_parts(&self, path: &Path, parts: &[Bytes]) -> io::Result<()> {
@@ -219,8 +238,8 @@ impl Storage for DirectoryStorage {
         id: FileId,
         range: Range<u64>,
     ) -> Result<Bytes, StorageError> {
-        let path = self.path(kind, id);
-        read_part(&path, &range).map_err(|source| StorageError {
+        let read = self.opened(kind, id).and_then(|file| read_part(&file, &range));
+        read.map_err(|source| StorageError {
             action: StorageAction::Read,
             kind,
             name: id.to_string(),
@@ -239,6 +258,7 @@ impl Storage for DirectoryStorage {
 
     fn remove(&self, kind: FileKind, id: FileId) -> Result<(), StorageError> {
         let path = self.path(kind, id);
+        *self.open_pack.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let removed = match fs::remove_file(&path) {
             Err(fault) if fault.kind() == ErrorKind::NotFound => Ok(()),
             Ok(()) if kind != FileKind::Pack => sync_parent(&path),
@@ -293,11 +313,11 @@ fn size(metadata: &fs::Metadata) -> io::Result<u32> {
     u32::try_from(metadata.len()).map_err(|_| ErrorKind::FileTooLarge.into())
 }
 
-fn read_part(path: &Path, range: &Range<u64>) -> io::Result<Bytes> {
+fn read_part(file: &File, range: &Range<u64>) -> io::Result<Bytes> {
     let length = usize::try_from(range.end.saturating_sub(range.start))
         .map_err(|_| io::Error::from(ErrorKind::FileTooLarge))?;
     let mut buffer = vec![0; length];
-    File::open(path)?.read_exact_at(&mut buffer, range.start)?;
+    file.read_exact_at(&mut buffer, range.start)?;
     Ok(Bytes::from(buffer))
 }
 
@@ -306,7 +326,11 @@ fn write_new(path: &Path, parts: &[Bytes]) -> io::Result<()> {
     for part in parts {
         file.write_all(part)?;
     }
-    file.sync_all()
+    file.sync_all()?;
+    // It is read again in a day at the earliest. Left to the kernel, it would be this process that
+    // has to make room at its memory limit. That it goes is only asked for.
+    _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    Ok(())
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {

@@ -72,7 +72,7 @@ fn take_held(
     let longest = Duration::from_millis(job.hold_millis);
     let frozen = link.while_held(
         longest,
-        || Frozen::hold(source, &first.listing, &job.staging, request.time),
+        || Frozen::hold(source, first.listing, &job.staging, request.time),
         |frozen| (frozen.copied(), frozen.copied_bytes()),
     )?;
     let request = SnapshotRequest { parent: Parent::Of(first.snapshot.id), ..request.clone() };
