@@ -81,7 +81,8 @@ impl<M: Machine> Agent<M> {
 
     /// Notes whether Docker answers; the first change of mind is an event.
     pub fn runtime_answers(&self, outcome: Result<(), String>) {
-        match (self.board.swap_runtime_problem(outcome.as_ref().err().cloned()), outcome) {
+        let now = self.machine.clock().now();
+        match (self.board.swap_runtime_problem(outcome.as_ref().err().cloned(), now), outcome) {
             (None, Err(problem)) => {
                 self.event(None, EventKind::RuntimeLost, Severity::Error, problem);
             }

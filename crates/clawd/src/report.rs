@@ -48,6 +48,8 @@ struct State {
     firewall_settled: Option<Generation>,
     /// Long operations, snapshots, keys.
     data: Data,
+    /// When Docker was lost last, and found again.
+    away: Option<(Timestamp, Option<Timestamp>)>,
 }
 
 impl Default for Board {
@@ -215,9 +217,14 @@ impl Board {
         }
     }
 
-    /// Sets why Docker does not answer; returns what was set before.
-    pub fn swap_runtime_problem(&self, problem: Option<String>) -> Option<String> {
+    /// Sets why Docker does not answer, as of now; returns what was set before.
+    pub fn swap_runtime_problem(&self, problem: Option<String>, now: Timestamp) -> Option<String> {
         let mut state = self.state.borrow_mut();
+        match (state.status.runtime_problem.is_some(), problem.is_some()) {
+            (false, true) => state.away = Some((now, None)),
+            (true, false) => state.away = state.away.map(|(lost, _)| (lost, Some(now))),
+            _ => {}
+        }
         let changed = state.status.runtime_problem != problem;
         let before = std::mem::replace(&mut state.status.runtime_problem, problem);
         drop(state);
@@ -225,6 +232,12 @@ impl Board {
             self.bump();
         }
         before
+    }
+
+    /// Whether Docker was away at some time since then. What ended meanwhile may have ended with it.
+    #[must_use]
+    pub fn runtime_was_away(&self, since: Timestamp) -> bool {
+        self.state.borrow().away.is_some_and(|(_, back)| back.is_none_or(|back| back >= since))
     }
 
     /// Closes the generation under way once every instance of it has settled.

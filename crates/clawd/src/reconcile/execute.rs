@@ -66,6 +66,17 @@ pub struct StepFailure {
     pub source: StepError,
 }
 
+impl StepFailure {
+    /// Whether Docker was not there: a restart of it, not anything that was asked of it.
+    pub(super) const fn is_of_docker_away(&self) -> bool {
+        matches!(
+            self.source,
+            StepError::Runtime(RuntimeError::Unreachable(_))
+                | StepError::Migration(TrialFailure::Runtime(RuntimeError::Unreachable(_)))
+        )
+    }
+}
+
 /// How far a plan has come; readable after its future was dropped.
 #[derive(Debug, Default)]
 pub struct Ledger {

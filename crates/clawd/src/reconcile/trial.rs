@@ -13,6 +13,7 @@ use claw_core::name::InstanceName;
 use claw_core::observed::Exit;
 use claw_core::plan::ContainerPlan;
 use claw_core::spec::{GATEWAY_PORT, HealthPolicy};
+use claw_core::time::Timestamp;
 use tokio::select;
 
 use super::deadline::{self, Elapsed, within};
@@ -84,7 +85,9 @@ pub(super) async fn boots<M: Machine>(
 ) -> Result<Migration, TrialFailure> {
     let trials = agent.roster.trial();
     let _alone = trials.lock().await;
+    let begun = agent.machine.clock().now();
     let outcome = boots_or_migrates(agent, order, show).await;
+    let outcome = outcome.map_err(|failure| unless_docker_left(agent, begun, failure));
     let removed = remove(agent, &order.container.instance).await;
     let migration = outcome?;
     removed.map(|()| migration)
@@ -117,10 +120,25 @@ pub(super) async fn migrate<M: Machine>(
 ) -> Result<(), TrialFailure> {
     let trials = agent.roster.trial();
     let _alone = trials.lock().await;
+    let begun = agent.machine.clock().now();
     let outcome = run_migration(agent, container).await;
+    let outcome = outcome.map_err(|failure| unless_docker_left(agent, begun, failure));
     let removed = remove(agent, &container.instance).await;
     outcome?;
     removed
+}
+
+/// A trial that ended while Docker was away ended with it, which says nothing about what was tried.
+fn unless_docker_left<M: Machine>(
+    agent: &Agent<M>,
+    begun: Timestamp,
+    failure: TrialFailure,
+) -> TrialFailure {
+    if agent.board.runtime_was_away(begun) {
+        let source = format!("it was away during the trial: {failure}");
+        return TrialFailure::Runtime(RuntimeError::Unreachable(source.into()));
+    }
+    failure
 }
 
 /// Starts the gateway and gates it.
@@ -224,7 +242,7 @@ fn ended(what: &'static str, state: TrialState) -> Result<(), TrialFailure> {
         TrialState::Running => Ok(()),
         TrialState::Exited(exit, output) => Err(TrialFailure::Exited { what, exit, output }),
         TrialState::Gone => {
-            let exit = Exit { code: 137, oom: false, at: claw_core::time::Timestamp::default() };
+            let exit = Exit { code: 137, oom: false, at: Timestamp::default() };
             let output = "somebody removed its container".to_owned();
             Err(TrialFailure::Exited { what, exit, output })
         }

@@ -364,7 +364,7 @@ impl<M: Machine> InstanceLoop<M> {
             .container()
             .filter(|container| container.spec_digest == Some(container_digest(effective, spec)));
         let exit = container.and_then(|container| match container.state {
-            ContainerState::Exited(exit) if !self.ended_with_host(container) => Some(exit),
+            ContainerState::Exited(exit) if !self.was_ended(exit) => Some(exit),
             _ => None,
         });
         let up = container.is_some_and(|c| matches!(c.state, ContainerState::Running { .. }));
@@ -402,10 +402,11 @@ impl<M: Machine> InstanceLoop<M> {
         Probe::Undecided
     }
 
-    fn ended_with_host(&self, container: &ObservedContainer) -> bool {
+    /// Whether it ended with its host or with Docker, and not by itself.
+    fn was_ended(&self, exit: Exit) -> bool {
         let boot = self.agent.machine.host().boot_id();
         let started_elsewhere = self.remembered.boot.as_deref().is_some_and(|b| b != boot);
-        matches!(container.state, ContainerState::Exited(_)) && started_elsewhere
+        started_elsewhere || self.agent.board.runtime_was_away(exit.at)
     }
 
     async fn migrate(
@@ -444,6 +445,14 @@ impl<M: Machine> InstanceLoop<M> {
             Ok(Worked::Done) => None,
             // A newer target came: it decides.
             Ok(Worked::Superseded | Worked::Forgotten) => Some(Next::Again),
+            // No fault of the version: it is done again when Docker is back.
+            Err(failure)
+                if failure.is_of_docker_away() && self.steering.failures < MOST_FAILURES =>
+            {
+                self.probe_failed();
+                self.failure(wanted, &failure);
+                Some(Next::Wait(self.remembered.record.retry_not_before))
+            }
             Err(failure) => {
                 let problem = format!("{failure}: {}", chain(&failure.source));
                 Some(self.give_up(wanted, problem, Verdict::Failed).await)
