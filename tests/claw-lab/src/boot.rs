@@ -77,6 +77,9 @@ impl Boot {
         nix::unistd::pivot_root(".", ".").context("cannot change the root")?;
         umount2(".", MntFlags::MNT_DETACH).context("cannot leave the old root")?;
         std::env::set_current_dir("/")?;
+        // As systemd does outside of containers: what dockerd unmounts goes from the units' own views too.
+        mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SHARED, NONE)
+            .context("cannot share mounts")?;
         // Last: from here on the first child of this thread is PID 1.
         unshare(CloneFlags::CLONE_NEWPID).context("cannot create a process namespace")
     }
