@@ -18,6 +18,7 @@ pub mod event;
 pub mod firewall;
 pub mod host;
 pub mod images;
+pub mod migration;
 pub mod name;
 pub mod observed;
 pub mod offsite;
