@@ -189,6 +189,15 @@ impl Repository {
         self.storage.location()
     }
 
+    /// The repository's own name: 64 hexadecimal digits, made once at random and the same in every copy.
+    ///
+    /// # Errors
+    ///
+    /// When the configuration could not be read.
+    pub fn id(&self) -> Result<String, RepositoryError> {
+        Ok(self.engine()?.repository.config().id.to_hex().as_str().to_owned())
+    }
+
     /// Bytes that the repository takes in its storage.
     ///
     /// # Errors
