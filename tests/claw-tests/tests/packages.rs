@@ -13,6 +13,8 @@ use serde_json::Value;
 /// Highest exposure that `systemd-analyze security` may find, times ten; see the units for what they
 /// need and why.
 const CLAWD_EXPOSURE: u32 = 30;
+const JOBS_EXPOSURE: u32 = 18;
+const OFFSITE_EXPOSURE: u32 = 25;
 const COORDINATOR_EXPOSURE: u32 = 12;
 
 #[test]
@@ -20,7 +22,9 @@ fn the_agents_package_is_upgraded_removed_and_purged_around_a_serving_instance()
     let rig = Rig::start("package")?;
     let (fleet, host) = (rig.fleet(), rig.host());
     let newer = newer_version(&Programs::of_tests()?.clawd_deb, fleet.lab().dir())?;
-    rig.step("the unit is sound and hardened", || {
+    rig.step("the units are sound and hardened", || {
+        assert_sound(host, "clawd-snapshots@any.service", JOBS_EXPOSURE)?;
+        assert_sound(host, "clawd-offsite@any.service", OFFSITE_EXPOSURE)?;
         assert_sound(host, "clawd.service", CLAWD_EXPOSURE)
     })?;
     rig.step("an instance serves", || {
