@@ -4,6 +4,7 @@
 //! Each function ends with the first rule that is broken. A suite leaves nothing behind if it
 //! passes. Where to start: `tests/real_adapters.rs` runs all of them.
 
+mod carry;
 mod files;
 mod firewall;
 mod proxy;
@@ -20,6 +21,7 @@ use claw_core::plan::VirtualHost;
 
 use crate::ports::{Clock, Gateway, GatewayAnswer, Host};
 
+pub use carry::{CarryGround, carry};
 pub use files::files;
 pub use firewall::{firewall, traffic};
 pub use proxy::proxy;

@@ -20,7 +20,7 @@ use crate::adapters::host::Machine as HostAdapter;
 use crate::adapters::iptables::Iptables;
 use crate::adapters::login_log::SystemLoginLog;
 use crate::adapters::nginx::{Nginx, NginxSettings, every_address};
-use crate::adapters::snapshots::{Launcher, SnapshotSettings, SnapshotWorker};
+use crate::adapters::snapshots::{Launcher, SnapshotSettings, SnapshotWorker, Sockets};
 use crate::adapters::uplink::CoordinatorUplink;
 use crate::adapters::volumes::DirectoryVolumes;
 use crate::agent::{Agent, Settings};
@@ -37,9 +37,6 @@ use claw_core::event::{EventKind, Severity};
 
 /// How often progress is checked when no service manager asks for it.
 const BEAT: Duration = Duration::from_secs(60);
-/// Where the service manager waits for jobs on snapshots, below the runtime directory
-/// (clawd-snapshots.socket).
-const SNAP_SOCKET: &str = "snapshots.sock";
 /// Threads for what blocks: files and name resolution. Few, because each has a stack and an arena.
 const BLOCKING_THREADS: usize = 4;
 
@@ -155,7 +152,7 @@ fn real_machine(config: &Config) -> impl Machine + use<> {
         medium: SecretsMedium::Memory,
         owner: GATEWAY_OWNER,
     });
-    let launcher = Launcher::Systemd(config.run_dir.join(SNAP_SOCKET));
+    let launcher = Launcher::Systemd(Sockets::below(&config.run_dir));
     Ports {
         volumes: DirectoryVolumes::new(config.data_dir.clone(), GATEWAY_OWNER),
         snapshots: SnapshotWorker::new(SnapshotSettings::new(config.data_dir.clone(), launcher)),

@@ -3,21 +3,32 @@
 //! What it is for: the engine of snapshots reads data of tenants, takes memory, and may panic. So it never
 //! runs in the agent. Each job has a process of its own, with a memory limit and little CPU and I/O; losing
 //! it loses that job and nothing else. The process is started by the service manager for a connection to
-//! `clawd-snapshots.socket`, or by the agent itself, and speaks [`protocol`] on its standard input and output.
+//! `clawd-snapshots.socket`, or to `clawd-offsite.socket` when it has to reach a storage elsewhere, or by the
+//! agent itself, and speaks [`protocol`] on its standard input and output. Repositories and archives on their
+//! way to or from another host go through there too.
 //!
-//! What it deliberately does not do: decide what is taken, kept or restored; hold instances (it asks the
-//! agent to); use the network. It ends with the agent: when its standard input closes, it does.
+//! What it deliberately does not do: decide what is taken, kept, copied or restored; hold instances (it asks
+//! the agent to); use the network but for storages. It ends with the agent: when its standard input closes, it
+//! does.
 //!
-//! Where to start: [`run`], then [`take`] and [`restore`]. The other end is in [`crate::adapters::snapshots`].
+//! Where to start: [`run`], then [`take`] and [`restore`]; [`offsite`] and [`send`] for what leaves the host.
+//! The other end is in [`crate::adapters::snapshots`].
 
 pub(crate) mod protocol;
 
+mod archive;
 mod errors;
+mod frames;
 mod inspect;
 mod link;
+mod offsite;
+mod pieces;
+mod ration;
+mod receive;
 mod repository;
 mod restore;
 mod room;
+mod send;
 mod sound;
 mod take;
 
@@ -36,6 +47,8 @@ pub(crate) use repository::exists as is_repository;
 /// Processors that a job uses. Each takes a few buffers in the engine; the agent's own memory limit is made
 /// for two.
 const PROCESSORS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
+/// The units that this process may run in.
+const UNITS: [&str; 2] = ["clawd-snapshots@", "clawd-offsite@"];
 /// The longest job: names of 10 000 snapshots to be forgotten fit.
 const LONGEST_JOB: usize = 4 << 20;
 
@@ -94,6 +107,15 @@ fn carry_out(job: &Job, link: &Link) -> Result<Outcome, Fault> {
         Task::Restore { snapshot, into } => restore::restore(job, snapshot, into, link),
         Task::Forget { snapshots } => inspect::forget(job, snapshots),
         Task::Verify { part, parts } => inspect::verify(job, *part, *parts),
+        Task::CopyOut { place, surplus } => offsite::copy_out(job, place, *surplus, link),
+        Task::CopyIn { place } => offsite::copy_in(job, place, link),
+        Task::RestoreFrom { place, snapshot, into } => {
+            offsite::restore_from(job, place, (snapshot, into), link)
+        }
+        Task::Export { snapshot } => archive::export(job, snapshot, link),
+        Task::Import(order) => archive::import(job, order, link),
+        Task::Send => send::send(job, link),
+        Task::Receive => receive::receive(job, link),
     }
 }
 
@@ -114,7 +136,8 @@ fn tell_panics() {
 fn own_unit() -> Option<String> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let unit = groups.lines().filter_map(|line| line.rsplit('/').next());
-    unit.map(str::to_owned).find(|unit| unit.starts_with("clawd-snapshots@"))
+    let ours = |unit: &&str| UNITS.iter().any(|ours| unit.starts_with(ours));
+    unit.filter(ours).map(str::to_owned).next()
 }
 
 /// The most memory that this process had (`VmHWM` of proc(5)); 0 when nobody says.

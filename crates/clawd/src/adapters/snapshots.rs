@@ -14,12 +14,15 @@
 //! | --- | --- | --- |
 //! | `<data>/repo/<instance>/` | the repository, restic's format | 0700 |
 //! | `<data>/repo/<instance>.keys` | what opens it, sealed | 0600 |
+//! | `<data>/repo/<instance>.received` | that the repository came from elsewhere and was never used here | 0600 |
 //! | `<data>/repo/<instance>.staging/` | copies of changed files, while a snapshot is taken | 0700 |
 //! | `<data>/instances/<instance>/gen-N.partial/` | a directory that is being restored | 0700 |
+//! | `<data>/instances/<instance>/import.partial/` | an archive that is being imported | 0700 |
 //!
 //! Where to start: [`SnapshotWorker::new`]; how the process is started is in [`launch`], what is said in
-//! [`talk`], the keys are in [`keys`].
+//! [`talk`], the keys are in [`keys`]. What leaves the host and comes to it is in [`carry`].
 
+mod arrivals;
 mod carry;
 mod keys;
 mod launch;
@@ -40,14 +43,16 @@ use claw_core::spec::Secret;
 use claw_core::stamp::{Digest, Generation};
 use claw_core::time::Timestamp;
 use serde_json::json;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 
+use crate::adapters::files::{GATEWAY_OWNER, Owner};
 use crate::ports::{
-    JobProgress, Quiesce, RepositoryKeys, RuntimeError, SnapshotList, SnapshotOrder, Snapshots,
-    SnapshotsError, Verification, VerifyDepth,
+    JobProgress, Pipe, Quiesce, RepositoryKeys, RuntimeError, SnapshotList, SnapshotOrder,
+    Snapshots, SnapshotsError, Verification, VerifyDepth,
 };
 use crate::snap_worker::protocol::{
-    CAUSE_TAG, GENERATION_TAG, IMAGE_TAG, Job, Outcome, Private, Reserve, Stored, Take, Task,
+    self, CAUSE_TAG, GENERATION_TAG, IMAGE_TAG, Job, NAME_TAG, Outcome, Private, Reserve, Stored,
+    Take, Task,
 };
 use keys::{Keys, Missing};
 use talk::Conversation;
@@ -65,17 +70,40 @@ pub const RESERVE_BYTES: u64 = 512 << 20;
 pub const SILENCE: Duration = Duration::from_secs(600);
 /// Long jobs that are done at once; others wait. They share one disk.
 const AT_ONCE: usize = 2;
+/// Copies off-site that are made at once: a storage's bandwidth is one job's.
+const COPIES_AT_ONCE: usize = 1;
+/// Jobs that wait for other hosts or people, at once: they are slow, and snapshots must not wait for them.
+const TRANSFERS_AT_ONCE: usize = 3;
+/// How much of a repository's id says which it is.
+const REPOSITORY_DIGITS: usize = 16;
 /// For how long an instance is held at most. It takes 0.1 to 0.4 s (measured: 100 to 800 MB).
 pub const LONGEST_HOLD: Duration = Duration::from_secs(10);
 
 /// How the process of a job is started.
 #[derive(Debug, Clone)]
 pub enum Launcher {
-    /// By the service manager, for a connection to this socket: with limits of its own, in a control group
-    /// of its own, without rights that the agent has.
-    Systemd(PathBuf),
+    /// By the service manager, for a connection to one of these sockets: with limits of its own, in a control
+    /// group of its own, without rights that the agent has.
+    Systemd(Sockets),
     /// As a child of this process, where there is no service manager.
     Direct(DirectLauncher),
+}
+
+/// Where the service manager waits for jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sockets {
+    /// For those that need no network (clawd-snapshots.socket).
+    pub host: PathBuf,
+    /// For those that reach storages elsewhere (clawd-offsite.socket).
+    pub network: PathBuf,
+}
+
+impl Sockets {
+    /// The usual ones, in the agent's runtime directory `/run/clawd`.
+    #[must_use]
+    pub fn below(run_dir: &Path) -> Self {
+        Self { host: run_dir.join("snapshots.sock"), network: run_dir.join("offsite.sock") }
+    }
 }
 
 /// A child of this process.
@@ -95,6 +123,8 @@ pub struct SnapshotSettings {
     pub data: PathBuf,
     /// How processes are started.
     pub launcher: Launcher,
+    /// Whose the files of an imported archive become: [`GATEWAY_OWNER`].
+    pub owner: Owner,
     /// Thousandths of the file system that are left free: [`RESERVE_PERMILLE`].
     pub reserve_permille: u64,
     /// Bytes that are left free at least: [`RESERVE_BYTES`].
@@ -112,6 +142,7 @@ impl SnapshotSettings {
         Self {
             data,
             launcher,
+            owner: GATEWAY_OWNER,
             reserve_permille: RESERVE_PERMILLE,
             reserve_bytes: RESERVE_BYTES,
             silence: SILENCE,
@@ -138,6 +169,8 @@ pub struct SnapshotWorker {
     /// Held by the job that an instance has.
     busy: RefCell<BTreeMap<InstanceName, Rc<Mutex<()>>>>,
     places: Semaphore,
+    copies: Semaphore,
+    transfers: Semaphore,
     cost: Cell<JobCost>,
 }
 
@@ -149,6 +182,8 @@ impl SnapshotWorker {
             settings,
             busy: RefCell::new(BTreeMap::new()),
             places: Semaphore::const_new(AT_ONCE),
+            copies: Semaphore::const_new(COPIES_AT_ONCE),
+            transfers: Semaphore::const_new(TRANSFERS_AT_ONCE),
             cost: Cell::new(JobCost { peak_bytes: 0, held: Duration::ZERO, copied_files: 0 }),
         }
     }
@@ -202,17 +237,47 @@ impl SnapshotWorker {
             Task::Take(_) => Missing::Make,
             _ => Missing::None,
         };
-        // It is never closed.
-        let _place = match task {
-            Task::List => None,
-            _ => self.places.acquire().await.ok(),
-        };
+        let _place = self.place(&task).await;
         let Some(keys) = self.keys(instance, missing).await? else { return Ok(None) };
         let job = self.job(instance, &keys, task);
-        let conversation = Conversation { doing, settings: &self.settings, progress };
-        let (outcome, cost) = conversation.hold(&job, quiesce).await?;
-        self.cost.set(cost);
+        let outcome = self.converse(&job, doing, (quiesce, None), progress).await?;
+        if matches!(job.task, Task::Take(_) | Task::List) {
+            self.note_use(instance).await;
+        }
         Ok(Some(outcome))
+    }
+
+    async fn converse<Q: Quiesce>(
+        &self,
+        job: &Job,
+        doing: &'static str,
+        sides: (Option<&Q>, Option<&mut Pipe>),
+        progress: &dyn Fn(JobProgress),
+    ) -> Result<Outcome, SnapshotsError> {
+        let conversation = Conversation { doing, settings: &self.settings, progress };
+        let (outcome, cost) = conversation.hold(job, sides).await?;
+        self.cost.set(cost);
+        Ok(outcome)
+    }
+
+    /// Waits until a job of this kind may begin. None is needed for a short one.
+    async fn place(&self, task: &Task) -> Option<SemaphorePermit<'_>> {
+        let places = match task {
+            Task::List => return None,
+            Task::CopyOut { .. } => &self.copies,
+            Task::CopyIn { .. }
+            | Task::Export { .. }
+            | Task::Import(_)
+            | Task::Send
+            | Task::Receive => &self.transfers,
+            Task::Take(_)
+            | Task::Restore { .. }
+            | Task::RestoreFrom { .. }
+            | Task::Forget { .. }
+            | Task::Verify { .. } => &self.places,
+        };
+        // It is never closed.
+        places.acquire().await.ok()
     }
 
     fn job(&self, instance: &InstanceName, keys: &Keys, task: Task) -> Job {
@@ -224,6 +289,10 @@ impl SnapshotWorker {
             repository,
             secret: Private::new(&keys.secret.password()),
             recovery: Some(Private::new(keys.recovery.expose())),
+            owner: protocol::Owner {
+                user: self.settings.owner.uid,
+                group: self.settings.owner.gid,
+            },
             reserve: Reserve {
                 permille: self.settings.reserve_permille,
                 least_bytes: self.settings.reserve_bytes,
@@ -258,9 +327,10 @@ impl Snapshots for SnapshotWorker {
         match self.work(instance, (doing, Task::List), NOBODY, &|_progress| ()).await? {
             None => Ok(SnapshotList::default()),
             // Those that people took with restic are not ours to list.
-            Some(Outcome::Listed { snapshots, stored_bytes }) => {
+            Some(Outcome::Listed { snapshots, stored_bytes, repository }) => {
                 let snapshots = snapshots.iter().filter_map(info).collect();
-                Ok(SnapshotList { snapshots, stored_bytes, repository: String::new() })
+                let repository = repository.chars().take(REPOSITORY_DIGITS).collect();
+                Ok(SnapshotList { snapshots, stored_bytes, repository })
             }
             Some(_) => Err(unexpected(doing)),
         }
@@ -377,7 +447,7 @@ fn take(order: &SnapshotOrder, up: bool) -> Take {
 /// A snapshot of ours; `None` for any other.
 fn info(stored: &Stored) -> Option<SnapshotInfo> {
     Some(SnapshotInfo {
-        name: SnapshotName::parse(stored.tag(crate::snap_worker::protocol::NAME_TAG)?).ok()?,
+        name: SnapshotName::parse(stored.tag(NAME_TAG)?).ok()?,
         id: Digest::from_hex(&stored.id)?,
         taken_at: Timestamp::from_millis(stored.at),
         cause: SnapshotCause::parse(stored.tag(CAUSE_TAG)?)?,

@@ -35,7 +35,7 @@ pub trait SnapshotsSubject {
 
 /// Counts, and fails when told to.
 #[derive(Debug, Default)]
-struct Counting {
+pub(super) struct Counting {
     held: Cell<u32>,
     released: Cell<u32>,
     refuses: bool,
@@ -56,7 +56,7 @@ impl Quiesce for Counting {
     }
 }
 
-const STILL: Option<&Counting> = None;
+pub(super) const STILL: Option<&Counting> = None;
 
 /// The contract of [`Snapshots`].
 ///
@@ -212,17 +212,17 @@ async fn damaged<S: SnapshotsSubject>(subject: &S, second: &SnapshotInfo) -> Res
     same("what is live is not touched", &subject.data(DataGeneration::FIRST), &live)
 }
 
-fn silent(_progress: JobProgress) {}
+pub(super) fn silent(_progress: JobProgress) {}
 
-fn generation(number: u32) -> DataGeneration {
+pub(super) fn generation(number: u32) -> DataGeneration {
     DataGeneration::new(number).unwrap_or(DataGeneration::FIRST)
 }
 
-fn name(text: &str) -> Result<SnapshotName, Breach> {
+pub(super) fn name(text: &str) -> Result<SnapshotName, Breach> {
     done("the suite's names are names", SnapshotName::parse(text))
 }
 
-fn content(word: &str) -> Result<BTreeMap<StatePath, String>, Breach> {
+pub(super) fn content(word: &str) -> Result<BTreeMap<StatePath, String>, Breach> {
     let mut content = BTreeMap::new();
     for path in ["openclaw.json", "agents/main/sessions/a.jsonl", "tmp/scratch"] {
         let path = done("the suite's paths are paths", StatePath::parse(path))?;
@@ -232,7 +232,7 @@ fn content(word: &str) -> Result<BTreeMap<StatePath, String>, Breach> {
     Ok(content)
 }
 
-fn order<S: SnapshotsSubject>(subject: &S, text: &str) -> Result<SnapshotOrder, Breach> {
+pub(super) fn order<S: SnapshotsSubject>(subject: &S, text: &str) -> Result<SnapshotOrder, Breach> {
     let image = format!("registry.example/openclaw@sha256:{}", "a".repeat(64));
     Ok(SnapshotOrder {
         instance: subject.instance().clone(),

@@ -134,7 +134,8 @@ impl FakeSnapshots {
             return Err(SnapshotsError::OtherRepository(format!("repo/{instance}")));
         }
         if self::opens(keys) != opens {
-            return Err(SnapshotsError::Damaged("the keys do not open the repository".to_owned()));
+            let problem = "no key of it belongs to the given secret".to_owned();
+            return Err(SnapshotsError::Failed { doing, problem });
         }
         let ours = state.repositories.entry(instance.clone()).or_insert_with(|| Repository {
             snapshots: BTreeMap::new(),

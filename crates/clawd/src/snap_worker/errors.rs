@@ -4,9 +4,11 @@ use std::error::Error;
 use std::io::ErrorKind;
 
 use claw_snapshot::{
-    FreezeError, RepositoryError, RestoreError, SnapshotError, StorageError, VerifyError,
+    AttachmentsError, ExportError, FreezeError, ReplicateError, RepositoryError, RestoreError,
+    SnapshotError, StorageError, UnpackError, VerifyError,
 };
 
+use super::pieces::Cut;
 use super::protocol::{Fault, FaultKind};
 use crate::logging::chain;
 
@@ -25,6 +27,40 @@ pub(super) fn fault(error: &(dyn Error + 'static)) -> Fault {
     Fault { kind: kind(error), problem: chain(error) }
 }
 
+/// An error of copying a repository.
+pub(super) fn replicate_fault(error: &ReplicateError) -> Fault {
+    let kind = match error {
+        ReplicateError::OtherRepository(_) => FaultKind::OtherRepository,
+        ReplicateError::Damaged { .. } => FaultKind::Damaged,
+        // The storage elsewhere: this host is not full.
+        ReplicateError::Copy(source) if source.s3_fault().is_some() => FaultKind::Failed,
+        _ => kind(error),
+    };
+    let problem = match error {
+        ReplicateError::OtherRepository(place) => place.clone(),
+        _ => chain(error),
+    };
+    Fault { kind, problem }
+}
+
+/// An error of unpacking an archive. What is too large for the room that there is, is no fault of the archive.
+pub(super) fn unpack_fault(error: &UnpackError) -> Fault {
+    let too_large = matches!(error, UnpackError::TooManyBytes(_) | UnpackError::TooManyEntries(_));
+    let kind = if too_large { FaultKind::Full } else { kind(error) };
+    Fault { kind, problem: chain(error) }
+}
+
+/// An error of writing a snapshot as an archive.
+pub(super) fn export_fault(error: &ExportError) -> Fault {
+    match error {
+        ExportError::Snapshot(source) => restore_fault(source),
+        ExportError::Attachments(AttachmentsError::Blob(_)) | ExportError::Size(_) => {
+            Fault { kind: FaultKind::Damaged, problem: chain(error) }
+        }
+        _ => fault(error),
+    }
+}
+
 /// An error of [`claw_snapshot::Repository::restore`].
 pub(super) fn restore_fault(error: &RestoreError) -> Fault {
     let damaged = matches!(
@@ -39,11 +75,22 @@ pub(super) fn restore_fault(error: &RestoreError) -> Fault {
 
 fn kind(error: &(dyn Error + 'static)) -> FaultKind {
     let causes = std::iter::successors(Some(error), |&error| error.source());
-    let full = |error: &(dyn Error + 'static)| {
-        let storage = error.downcast_ref::<StorageError>().is_some_and(StorageError::is_full);
-        storage || error.downcast_ref::<std::io::Error>().is_some_and(is_full)
-    };
-    if causes.into_iter().any(full) { FaultKind::Full } else { FaultKind::Failed }
+    let mut found = FaultKind::Failed;
+    for error in causes {
+        let storage = error.downcast_ref::<StorageError>();
+        let io = storage.map(|error| &error.source).or_else(|| error.downcast_ref());
+        if io.is_some_and(is_cut) {
+            return FaultKind::Pipe;
+        }
+        if storage.is_some_and(StorageError::is_full) || io.is_some_and(is_full) {
+            found = FaultKind::Full;
+        }
+    }
+    found
+}
+
+fn is_cut(error: &std::io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Cut>())
 }
 
 fn is_full(error: &std::io::Error) -> bool {

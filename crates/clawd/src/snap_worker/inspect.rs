@@ -26,12 +26,14 @@ const MOST_PATHS: usize = 3;
 /// Every snapshot that may be restored.
 pub(super) fn list(job: &Job) -> Result<Outcome, Fault> {
     if !exists(&job.repository).map_err(|error| fault(&error))? {
-        return Ok(Outcome::Listed { snapshots: Vec::new(), stored_bytes: 0 });
+        let (snapshots, repository) = (Vec::new(), String::new());
+        return Ok(Outcome::Listed { snapshots, stored_bytes: 0, repository });
     }
     let repository = open_sound(job, Access::Shared)?;
     let snapshots = repository.snapshots()?;
     let snapshots = snapshots.iter().filter(|snapshot| !snapshot.rough).map(stored).collect();
-    Ok(Outcome::Listed { snapshots, stored_bytes: repository.stored_bytes()? })
+    let (stored_bytes, repository) = (repository.stored_bytes()?, repository.id()?);
+    Ok(Outcome::Listed { snapshots, stored_bytes, repository })
 }
 
 /// Removes snapshots, rough ones too, and then what no other needs.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use super::pieces::Incoming;
 use super::protocol::{Fault, FaultKind, Said, Told};
 
 /// How often the child says that it works. The agent waits for many times as long.
@@ -50,7 +51,7 @@ impl Meter {
 /// The child's end of the socket.
 #[derive(Debug)]
 pub(super) struct Link {
-    answers: Receiver<Told>,
+    answers: Arc<Mutex<Receiver<Told>>>,
     meter: Arc<Meter>,
     _beating: SyncSender<()>,
 }
@@ -65,7 +66,12 @@ impl Link {
         let (beating, ended) = sync_channel(0);
         let beaten = Arc::clone(&meter);
         thread::spawn(move || beat(&beaten, &ended));
-        Self { answers, meter, _beating: beating }
+        Self { answers: Arc::new(Mutex::new(answers)), meter, _beating: beating }
+    }
+
+    /// What comes through the job's pipe.
+    pub(super) fn incoming(&self) -> Incoming {
+        Incoming::new(Arc::clone(&self.answers))
     }
 
     /// What says how far the job is.
@@ -83,7 +89,8 @@ impl Link {
         copied: impl FnOnce(&T) -> (u64, u64),
     ) -> Result<T, E> {
         say(&Said::Hold);
-        let Ok(Told::Held) = self.answers.recv() else { orphaned() };
+        let held = self.answers.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(Told::Held) = held else { orphaned() };
         let (watching, over) = sync_channel::<()>(0);
         thread::spawn(move || watch(longest, &over));
         let done = work();

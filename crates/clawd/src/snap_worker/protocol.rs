@@ -1,13 +1,15 @@
 //! What the agent and its child process say to each other: one JSON object per line, both ways, over one
 //! socket.
 //!
-//! The agent says [`Job`] first, then a [`Told`] after each [`Said::Hold`]. The child says [`Said`]; a line
-//! that is no JSON is something that a library printed, and counts as a line of its log. When either end
-//! closes the socket, the other one gives up.
+//! The agent says [`Job`] first, then a [`Told`] after each [`Said::Hold`], and what comes through the job's
+//! pipe. The child says [`Said`]; a line that is no JSON is something that a library printed, and counts as
+//! a line of its log. When either end closes the socket, the other one gives up. Nobody hurries: who does not
+//! read makes the other wait.
 //!
 //! Both ends are the same program, so there are no versions: during an upgrade a job may fail, once.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -33,6 +35,8 @@ pub(crate) struct Job {
     pub(crate) secret: Private,
     /// What people open it with; only where a repository may be made.
     pub(crate) recovery: Option<Private>,
+    /// Whose the files of an archive become.
+    pub(crate) owner: Owner,
     /// Room that stays free.
     pub(crate) reserve: Reserve,
     /// A limit that the child sets itself, in bytes; none when the service manager has set one.
@@ -43,6 +47,15 @@ pub(crate) struct Job {
     pub(crate) task: Task,
 }
 
+/// A user and a group.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Owner {
+    /// User id.
+    pub(crate) user: u32,
+    /// Group id.
+    pub(crate) group: u32,
+}
+
 /// How much of a file system is left to others.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Reserve {
@@ -50,6 +63,45 @@ pub(crate) struct Reserve {
     pub(crate) permille: u64,
     /// And no less than so many bytes.
     pub(crate) least_bytes: u64,
+}
+
+/// A repository's place in a storage behind a network.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Place {
+    /// `https://HOST` or `https://HOST:PORT`.
+    pub(crate) endpoint: String,
+    /// As the storage calls it.
+    pub(crate) region: String,
+    /// An existing one.
+    pub(crate) bucket: String,
+    /// The directory in it.
+    pub(crate) path: String,
+    /// How the bucket is named in a request.
+    pub(crate) addressing: Addressing,
+    /// The name of the key.
+    pub(crate) access_key: Private,
+    /// The key.
+    pub(crate) secret_key: Private,
+    /// In bytes per second.
+    pub(crate) bandwidth: Option<NonZeroU64>,
+}
+
+/// How a bucket is named in a request.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) enum Addressing {
+    /// In the path.
+    Path,
+    /// In the host's name.
+    Host,
+}
+
+/// What becomes of files that a copy has and the repository has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Surplus {
+    /// They stay.
+    Kept,
+    /// They go.
+    Removed,
 }
 
 /// One thing to do with a repository.
@@ -78,6 +130,38 @@ pub(crate) enum Task {
         /// Of how many; 0: no data is read.
         parts: u32,
     },
+    /// Copy the repository to a place.
+    CopyOut {
+        /// Which.
+        place: Place,
+        /// What becomes of the rest.
+        surplus: Surplus,
+    },
+    /// Fetch the repository from a place.
+    CopyIn {
+        /// Which.
+        place: Place,
+    },
+    /// Bring one back from a copy.
+    RestoreFrom {
+        /// Where it is.
+        place: Place,
+        /// Its name.
+        snapshot: String,
+        /// The name of the new directory.
+        into: String,
+    },
+    /// Send a snapshot as an archive.
+    Export {
+        /// Its name.
+        snapshot: String,
+    },
+    /// Take a snapshot of an archive that comes. The order's directory says nothing.
+    Import(Take),
+    /// Send the repository to another host.
+    Send,
+    /// Take the repository that another host sends.
+    Receive,
 }
 
 /// A snapshot that shall be taken.
@@ -98,10 +182,16 @@ pub(crate) struct Take {
 }
 
 /// What the agent answers.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Told {
     /// Nobody writes from now on.
     Held,
+    /// The next bytes of the pipe, base64.
+    Piece(String),
+    /// The other end of the pipe has sent everything.
+    End,
+    /// Nothing more comes, and that was not everything. In words.
+    Broken(String),
 }
 
 /// What the child says.
@@ -128,6 +218,8 @@ pub(crate) enum Said {
         /// Their bytes.
         bytes: u64,
     },
+    /// Bytes for the pipe, base64.
+    Piece(String),
     /// For the log.
     Log(String),
     /// The end, with the most memory that the child had, in bytes.
@@ -139,7 +231,7 @@ pub(crate) enum Said {
 /// What a job gave.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Outcome {
-    /// Of [`Task::Take`].
+    /// Of [`Task::Take`] and [`Task::Import`].
     Taken(Stored),
     /// Of [`Task::List`].
     Listed {
@@ -147,8 +239,19 @@ pub(crate) enum Outcome {
         snapshots: Vec<Stored>,
         /// Bytes of the repository.
         stored_bytes: u64,
+        /// The repository's id; empty when there is none.
+        repository: String,
     },
-    /// Of [`Task::Restore`] and [`Task::Forget`].
+    /// Of [`Task::CopyOut`], [`Task::CopyIn`] and [`Task::Send`].
+    Carried {
+        /// Files that were copied.
+        files: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Files that went.
+        removed: u64,
+    },
+    /// Of every other task.
     Nothing,
     /// Of [`Task::Verify`].
     Verified {
@@ -194,6 +297,10 @@ pub(crate) enum FaultKind {
     Damaged,
     /// There is no such snapshot.
     NotFound,
+    /// There is another repository.
+    OtherRepository,
+    /// The pipe broke, or who is at its other end refuses.
+    Pipe,
     /// The process cannot go on.
     Ended,
     /// Anything else.
@@ -221,6 +328,35 @@ impl Private {
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
+}
+
+impl Task {
+    /// The snapshot that it needs.
+    pub(crate) fn snapshot(&self) -> Option<&str> {
+        match self {
+            Self::Restore { snapshot, .. }
+            | Self::RestoreFrom { snapshot, .. }
+            | Self::Export { snapshot } => Some(snapshot),
+            _ => None,
+        }
+    }
+
+    /// Whether its process must reach the network.
+    pub(crate) const fn reach(&self) -> Reach {
+        match self {
+            Self::CopyOut { .. } | Self::CopyIn { .. } | Self::RestoreFrom { .. } => Reach::Network,
+            _ => Reach::Host,
+        }
+    }
+}
+
+/// What a process must reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Files of this host.
+    Host,
+    /// And storages elsewhere.
+    Network,
 }
 
 impl Stored {

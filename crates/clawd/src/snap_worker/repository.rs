@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -32,24 +32,30 @@ pub(super) fn open(job: &Job, access: Access) -> Result<Repository, Fault> {
 
 /// As [`open`], without the snapshots that are damaged: the others can be used.
 pub(super) fn open_sound(job: &Job, access: Access) -> Result<Repository, Fault> {
-    let storage = SoundStorage::new(lock(job, access)?)?;
+    open_on(job, Arc::new(sound(Arc::new(lock(job, access)?))?))
+}
+
+/// A storage without the snapshots that are damaged in it.
+pub(super) fn sound(files: Arc<dyn Storage>) -> Result<SoundStorage, Fault> {
+    let storage = SoundStorage::new(files)?;
     for id in storage.damaged() {
         say(&Said::Log(format!("snapshot {id} is damaged and left out")));
     }
-    open_on(job, Arc::new(storage))
+    Ok(storage)
 }
 
 /// As [`open`], after those of the given snapshots are removed whose files are damaged: the engine could not
 /// forget them.
 pub(super) fn open_without(job: &Job, ids: &BTreeSet<SnapshotId>) -> Result<Repository, Fault> {
-    let storage = SoundStorage::new(lock(job, Access::Exclusive)?)?;
+    let storage = SoundStorage::new(Arc::new(lock(job, Access::Exclusive)?))?;
     for id in storage.damaged().filter(|id| ids.contains(&SnapshotId::new(**id))) {
         storage.remove(FileKind::Snapshot, *id)?;
     }
-    open_on(job, Arc::new(storage.into_files()))
+    open_on(job, storage.into_files())
 }
 
-fn open_on(job: &Job, storage: Arc<dyn Storage>) -> Result<Repository, Fault> {
+/// Opens the repository that lies in a storage.
+pub(super) fn open_on(job: &Job, storage: Arc<dyn Storage>) -> Result<Repository, Fault> {
     let secret = secret(job)?;
     Repository::open(storage, &Credential::Secret(secret)).map_err(|error| match error {
         OpenError::Absent { .. } | OpenError::WrongCredential { .. } => {
@@ -78,14 +84,19 @@ pub(crate) fn exists(repository: &Path) -> io::Result<bool> {
     repository.join("config").try_exists()
 }
 
-/// Removes copies that a job left behind. Only under the lock.
-pub(super) fn sweep_staging(staging: &Path) -> Result<(), Fault> {
-    match fs::remove_dir_all(staging) {
+/// Removes a directory that a job left behind, be it there or not. Only under the lock.
+pub(super) fn sweep(directory: &Path) -> Result<(), Fault> {
+    match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(failed(format!("removing {}: {error}", staging.display())))
+            Err(failed(format!("removing {}: {error}", directory.display())))
         }
         _ => Ok(()),
     }
+}
+
+/// Where an archive is unpacked.
+pub(super) fn unpacking(job: &Job) -> PathBuf {
+    job.home.join("import.partial")
 }
 
 /// The snapshot with a name that may be restored.
@@ -113,13 +124,15 @@ pub(super) fn stored(snapshot: &Snapshot) -> Stored {
     }
 }
 
-fn lock(job: &Job, access: Access) -> Result<DirectoryStorage, Fault> {
+/// The repository's files, locked; with [`Access::Exclusive`] what an ended job left behind is removed.
+pub(super) fn lock(job: &Job, access: Access) -> Result<DirectoryStorage, Fault> {
     let mut tries = 0;
     loop {
         match DirectoryStorage::open(&job.repository, access) {
             Ok(storage) => {
                 if access == Access::Exclusive {
-                    sweep_staging(&job.staging)?;
+                    sweep(&job.staging)?;
+                    sweep(&unpacking(job))?;
                 }
                 return Ok(storage);
             }

@@ -5,12 +5,12 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
-use claw_snapshot::{Access, Subtree, Watcher};
+use claw_snapshot::{Access, Repository, Subtree, Watcher};
 
 use super::errors::{failed, fault, not_found, restore_fault};
 use super::link::Link;
 use super::protocol::{Fault, Job, Outcome};
-use super::repository::{exists, find, open_sound};
+use super::repository::{exists, find, open_sound, sweep};
 use super::room;
 
 /// What half-made directories are called: `gen-3.partial`.
@@ -27,7 +27,17 @@ pub(super) fn restore(
         return Err(not_found(snapshot));
     }
     let repository = open_sound(job, Access::Exclusive)?;
-    let found = find(&repository, snapshot)?.ok_or_else(|| not_found(snapshot))?;
+    bring_back(job, (&repository, snapshot), into, link)
+}
+
+/// As [`restore`], from any repository that is open.
+pub(super) fn bring_back(
+    job: &Job,
+    (repository, snapshot): (&Repository, &str),
+    into: &str,
+    link: &Link,
+) -> Result<Outcome, Fault> {
+    let found = find(repository, snapshot)?.ok_or_else(|| not_found(snapshot))?;
     let target = job.home.join(into);
     let partial = target.with_added_extension(PARTIAL);
     DirBuilder::new()
@@ -56,17 +66,8 @@ pub(super) fn restore(
     Ok(Outcome::Nothing)
 }
 
-/// Removes what a job that ended early left.
-fn sweep(partial: &Path) -> Result<(), Fault> {
-    match fs::remove_dir_all(partial) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(doing("removing", partial)(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn doing(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Fault {
+/// What was done to what, before an error.
+pub(super) fn doing(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Fault {
     move |error| {
         let said = fault(&error);
         Fault { problem: format!("{what} {}: {}", path.display(), said.problem), ..said }

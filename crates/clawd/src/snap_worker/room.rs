@@ -26,25 +26,56 @@ pub(super) struct Size {
     pub(super) changed_bytes: u64,
 }
 
+/// Room on a file system, in bytes and in files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Room {
+    /// What is free.
+    free: u64,
+    /// What of it is kept free.
+    kept: u64,
+    /// Files that may be made; [`u64::MAX`] where nobody counts them.
+    pub(super) files: u64,
+}
+
+impl Room {
+    /// What there is.
+    pub(super) fn look(place: &Path, reserve: Reserve) -> Result<Self, Fault> {
+        let found = statvfs(place).map_err(|errno| Fault {
+            kind: FaultKind::Failed,
+            problem: format!("looking how full {} is: {errno}", place.display()),
+        })?;
+        let (block, free, all) = (found.fragment_size(), found.blocks_available(), found.blocks());
+        let (free, all) = (free.saturating_mul(block), all.saturating_mul(block));
+        let kept = (all / 1000).saturating_mul(reserve.permille).max(reserve.least_bytes);
+        let files = match found.files() {
+            // A file system that makes them as it needs them.
+            0 => u64::MAX,
+            files => {
+                let kept = (files / 1000).saturating_mul(reserve.permille);
+                found.files_available().saturating_sub(kept)
+            }
+        };
+        Ok(Self { free, kept, files })
+    }
+
+    /// Bytes that may be written.
+    pub(super) const fn usable(self) -> u64 {
+        self.free.saturating_sub(self.kept)
+    }
+}
+
 /// Refuses when writing so much would leave less than the reserve.
 pub(super) fn claim(place: &Path, needed: u64, reserve: Reserve) -> Result<(), Fault> {
-    let found = statvfs(place).map_err(|errno| Fault {
-        kind: FaultKind::Failed,
-        problem: format!("looking how full {} is: {errno}", place.display()),
-    })?;
-    let (block, free, all) = (found.fragment_size(), found.blocks_available(), found.blocks());
-    let (free, all) = (free.saturating_mul(block), all.saturating_mul(block));
-    let kept = (all / 1000).saturating_mul(reserve.permille).max(reserve.least_bytes);
-    let usable = free.saturating_sub(kept);
-    if needed <= usable {
+    let room = Room::look(place, reserve)?;
+    if needed <= room.usable() {
         return Ok(());
     }
     let problem = format!(
         "it may take {} and there are {} on {}, of which {} are kept free",
         mebibytes(needed),
-        mebibytes(free),
+        mebibytes(room.free),
         place.display(),
-        mebibytes(kept)
+        mebibytes(room.kept)
     );
     Err(Fault { kind: FaultKind::Full, problem })
 }

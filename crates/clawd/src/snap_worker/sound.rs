@@ -6,20 +6,21 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use claw_snapshot::{DirectoryStorage, FileId, FileKind, Storage, StorageError};
+use claw_snapshot::{FileId, FileKind, Storage, StorageError};
 
 /// Files of a repository, those of damaged snapshots left out.
 #[derive(Debug)]
 pub(super) struct SoundStorage {
-    files: DirectoryStorage,
+    files: Arc<dyn Storage>,
     damaged: BTreeSet<FileId>,
 }
 
 impl SoundStorage {
     /// Holds every snapshot's file against its name.
-    pub(super) fn new(files: DirectoryStorage) -> Result<Self, StorageError> {
+    pub(super) fn new(files: Arc<dyn Storage>) -> Result<Self, StorageError> {
         let mut damaged = BTreeSet::new();
         for (id, _) in files.list(FileKind::Snapshot)? {
             if FileId::of(&files.read(FileKind::Snapshot, id)?) != id {
@@ -35,7 +36,7 @@ impl SoundStorage {
     }
 
     /// Everything.
-    pub(super) fn into_files(self) -> DirectoryStorage {
+    pub(super) fn into_files(self) -> Arc<dyn Storage> {
         self.files
     }
 }

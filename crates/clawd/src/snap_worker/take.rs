@@ -23,7 +23,7 @@ use claw_snapshot::{
 use super::errors::{failed, fault};
 use super::link::{Link, Meter, say};
 use super::protocol::{Fault, FaultKind, Job, NAME_TAG, Outcome, Said, Take};
-use super::repository::{find, open_or_make, rough, stored, sweep_staging};
+use super::repository::{find, open_or_make, rough, stored, sweep};
 use super::room;
 use crate::adapters::clock::SystemClock;
 use crate::ports::Clock as _;
@@ -37,19 +37,13 @@ pub(super) fn take(job: &Job, order: &Take, link: &Link) -> Result<Outcome, Faul
     if let Some(snapshot) = find(&repository, &order.name)? {
         return Ok(Outcome::Taken(stored(&snapshot)));
     }
-    let source = source(job, order)?;
+    let source = source(&job.home.join(&order.data), order)?;
     let meter = link.meter();
     make_room(job, &repository, &source, &meter)?;
-    // The engine trusts times of files that are older than this. An agent whose clock runs ahead must not
-    // make it trust younger ones.
-    let time = Timestamp::from_millis(order.at).min(SystemClock.now());
-    let mut tags: BTreeSet<String> = order.tags.iter().cloned().collect();
-    tags.insert(format!("{NAME_TAG}{}", order.name));
-    let request =
-        SnapshotRequest { host: job.instance.clone(), time, tags, parent: Parent::Latest };
+    let request = request(job, order, Parent::Latest);
     let taken = if order.up {
         let held = take_held(job, &repository, (&request, &source), link);
-        sweep_staging(&job.staging)?;
+        sweep(&job.staging)?;
         held?
     } else {
         take_still(&repository, &request, &source, &meter)?
@@ -58,6 +52,31 @@ pub(super) fn take(job: &Job, order: &Take, link: &Link) -> Result<Outcome, Faul
     repository.forget(&rough(&repository)?).map_err(|error| fault(&error))?;
     tell(&taken);
     Ok(Outcome::Taken(stored(&taken.snapshot)))
+}
+
+/// Takes a snapshot of a directory that nobody writes to and that no earlier snapshot is of.
+pub(super) fn take_new(
+    job: &Job,
+    order: &Take,
+    (repository, root): (&Repository, &Path),
+    meter: &Arc<Meter>,
+) -> Result<Outcome, Fault> {
+    let source = source(root, order)?;
+    make_room(job, repository, &source, meter)?;
+    let request = request(job, order, Parent::Nothing);
+    let taken = repository.snapshot(&request, &source, watcher(meter))?;
+    read_back(repository, taken.snapshot.id, &source)?;
+    tell(&taken);
+    Ok(Outcome::Taken(stored(&taken.snapshot)))
+}
+
+fn request(job: &Job, order: &Take, parent: Parent) -> SnapshotRequest {
+    // The engine trusts times of files that are older than this. An agent whose clock runs ahead must not
+    // make it trust younger ones.
+    let time = Timestamp::from_millis(order.at).min(SystemClock.now());
+    let mut tags: BTreeSet<String> = order.tags.iter().cloned().collect();
+    tags.insert(format!("{NAME_TAG}{}", order.name));
+    SnapshotRequest { host: job.instance.clone(), time, tags, parent }
 }
 
 fn take_held(
@@ -118,14 +137,13 @@ fn parent_misleads(repository: &Repository, source: &Source) -> Result<bool, Fau
 }
 
 /// What is read: the state directory and what belongs to it.
-fn source(job: &Job, order: &Take) -> Result<Source, Fault> {
+fn source(root: &Path, order: &Take) -> Result<Source, Fault> {
     let mut attachments = BTreeMap::new();
     for (name, content) in &order.attachments {
         let name = AttachmentName::parse(name).map_err(|error| fault(&error))?;
         attachments.insert(name, STANDARD.decode(content).map_err(|error| fault(&error))?);
     }
-    let root = job.home.join(&order.data);
-    Ok(Source { attachments, ..Source::openclaw(&root) })
+    Ok(Source { attachments, ..Source::openclaw(root) })
 }
 
 /// Refuses when what changed since the last snapshot might not fit: once into the repository, and once more

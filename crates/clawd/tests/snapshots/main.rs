@@ -13,3 +13,4 @@ mod keys;
 mod memory;
 mod processes;
 mod room;
+mod s3;

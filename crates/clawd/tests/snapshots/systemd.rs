@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use clawd::adapters::snapshots::Launcher;
+use clawd::adapters::snapshots::{Launcher, Sockets};
 use clawd::contract::snapshots;
 use clawd::ports::{Snapshots as _, SnapshotsError};
 use nix::sys::signal::Signal;
@@ -17,9 +17,12 @@ use nix::unistd::Pid;
 
 use crate::ground::{Ground, Holding, noise, run, signal};
 
-const SOCKET: &str = "/run/clawd/snapshots.sock";
 /// What a test changes about the unit.
 const DROP_IN: &str = "/run/systemd/system/clawd-snapshots@.service.d/test.conf";
+
+fn by_units() -> Launcher {
+    Launcher::Systemd(Sockets::below(Path::new("/run/clawd")))
+}
 
 /// A host with the units and nothing of the instance on it.
 fn here() -> Option<Ground> {
@@ -30,9 +33,9 @@ fn here() -> Option<Ground> {
     for left in ["instances", "repo"] {
         _ = fs::remove_dir_all(Path::new("/var/lib/clawd").join(left));
     }
-    systemctl(&["start", "clawd-snapshots.socket"]);
+    systemctl(&["start", "clawd-snapshots.socket", "clawd-offsite.socket"]);
     Some(Ground::at(Path::new("/var/lib/clawd"), |settings| {
-        settings.launcher = Launcher::Systemd(SOCKET.into());
+        settings.launcher = by_units();
     }))
 }
 
@@ -116,7 +119,7 @@ fn a_unit_that_is_killed_is_reported_and_forgiven() {
 fn a_unit_that_hangs_is_killed() {
     let Some(ground) = here() else { return };
     let quick = Ground::at(&ground.data, |settings| {
-        settings.launcher = Launcher::Systemd(SOCKET.into());
+        settings.launcher = by_units();
         settings.longest_hold = Duration::from_millis(500);
     });
     run(async {

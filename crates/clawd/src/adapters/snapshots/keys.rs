@@ -14,7 +14,8 @@ use claw_identity::seal::{OpenError, SealError, SealKey, SealKeyError};
 use claw_snapshot::{RecoveryPassword, RepositorySecret};
 use zeroize::Zeroizing;
 
-use super::keys_path;
+use super::{arrivals, keys_path};
+use crate::ports::RepositoryKeys;
 use crate::snap_worker;
 
 /// What is done without keys.
@@ -80,6 +81,15 @@ pub enum KeysError {
     /// They cannot be sealed.
     #[error("cannot seal new keys")]
     Seal(#[from] SealError),
+    /// Those that were given are none.
+    #[error("the given keys are none")]
+    Given,
+    /// Those that were given are not those of the repository that is here.
+    #[error("{} is opened by other keys", repository.display())]
+    Other {
+        /// The repository.
+        repository: PathBuf,
+    },
 }
 
 /// The keys of an instance's repository; `None` when it has none and none are to be made. Blocking.
@@ -127,27 +137,65 @@ fn parse(text: &[u8]) -> Option<Keys> {
     })
 }
 
+/// The keys of a repository that comes from elsewhere. Blocking.
+///
+/// Where a repository is already, they must be its keys. Otherwise they are kept, and before that it is noted
+/// that this repository has not been used here.
+pub(super) fn accept(
+    data: &Path,
+    instance: &InstanceName,
+    given: &RepositoryKeys,
+) -> Result<Keys, KeysError> {
+    let text = Zeroizing::new(format!("{}\n{}", given.secret.reveal(), given.recovery.reveal()));
+    let keys = parse(text.as_bytes()).ok_or(KeysError::Given)?;
+    if let Some(there) = read(data, instance, Missing::None)? {
+        if there.secret.password() == keys.secret.password() {
+            return Ok(there);
+        }
+        let repository = data.join("repo").join(instance.as_str());
+        return Err(KeysError::Other { repository });
+    }
+    let sealed = seal(data, instance, &keys)?;
+    arrivals::note(data, instance, &sealed)
+        .map_err(|source| file("writing", &arrivals::path(data, instance), source))?;
+    keep(data, &keys_path(data, instance), &sealed)?;
+    Ok(keys)
+}
+
 fn make(data: &Path, instance: &InstanceName, path: &Path) -> Result<Keys, KeysError> {
     let random = &mut rand::rng();
     let keys = Keys {
         secret: RepositorySecret::generate(random),
         recovery: RecoveryPassword::generate(random),
     };
+    keep(data, path, &seal(data, instance, &keys)?)?;
+    Ok(keys)
+}
+
+fn seal(data: &Path, instance: &InstanceName, keys: &Keys) -> Result<Vec<u8>, KeysError> {
     let text =
         Zeroizing::new(format!("{}\n{}", keys.secret.password().as_str(), keys.recovery.expose()));
-    let sealed = seal_key(data)?.seal(&context(instance), text.as_bytes(), random)?;
+    make_directory(data)?;
+    let key = seal_key(data)?;
+    Ok(key.seal(&context(instance), text.as_bytes(), &mut rand::rng())?)
+}
+
+fn make_directory(data: &Path) -> Result<(), KeysError> {
     let directory = data.join("repo");
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(&directory)
         .and_then(|()| sync(data))
-        .map_err(|source| file("making", &directory, source))?;
-    write(&directory, path, &sealed).map_err(|source| file("writing", path, source))?;
-    Ok(keys)
+        .map_err(|source| file("making", &directory, source))
 }
 
-fn write(directory: &Path, path: &Path, sealed: &[u8]) -> io::Result<()> {
+fn keep(data: &Path, path: &Path, sealed: &[u8]) -> Result<(), KeysError> {
+    write(&data.join("repo"), path, sealed).map_err(|source| file("writing", path, source))
+}
+
+/// Writes a file of a directory, whole or not at all.
+pub(super) fn write(directory: &Path, path: &Path, sealed: &[u8]) -> io::Result<()> {
     let partial = path.with_added_extension("partial");
     let options = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).clone();
     let mut file = options.open(&partial)?;
@@ -157,7 +205,7 @@ fn write(directory: &Path, path: &Path, sealed: &[u8]) -> io::Result<()> {
     sync(directory)
 }
 
-fn sync(directory: &Path) -> io::Result<()> {
+pub(super) fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 

@@ -11,10 +11,10 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-use super::{DirectLauncher, Launcher};
+use super::{DirectLauncher, Launcher, Sockets};
 use crate::adapters::command;
 use crate::logging::chain;
-use crate::snap_worker::protocol::OUT_OF_MEMORY;
+use crate::snap_worker::protocol::{OUT_OF_MEMORY, Reach};
 
 /// How long a process may take to end after it said its last word.
 const ENDING: Duration = Duration::from_secs(5);
@@ -39,13 +39,25 @@ pub(super) enum Launched {
 }
 
 /// Starts a process; it reads its job from the socket.
-pub(super) async fn launch(launcher: &Launcher) -> io::Result<(UnixStream, Launched)> {
+pub(super) async fn launch(
+    launcher: &Launcher,
+    reach: Reach,
+) -> io::Result<(UnixStream, Launched)> {
     match launcher {
-        Launcher::Systemd(socket) => {
-            let connected = connect(socket).await;
+        Launcher::Systemd(sockets) => {
+            let connected = connect(sockets.of(reach)).await;
             Ok((connected?, Launched::Unit(None)))
         }
         Launcher::Direct(direct) => spawn(direct),
+    }
+}
+
+impl Sockets {
+    fn of(&self, reach: Reach) -> &Path {
+        match reach {
+            Reach::Host => &self.host,
+            Reach::Network => &self.network,
+        }
     }
 }
 
@@ -61,7 +73,9 @@ impl Launched {
                     Err(_late) => "it closed its socket and went on".to_owned(),
                 }
             }
-            Self::Unit(None) => "it never began; see the journal of clawd-snapshots@".to_owned(),
+            Self::Unit(None) => {
+                "it never began; see the journal of clawd-snapshots@ or clawd-offsite@".to_owned()
+            }
             Self::Unit(Some(unit)) => result_of(&unit).await,
         };
         let last_words = last_words.trim();

@@ -137,14 +137,11 @@ impl Transfers for FakeSnapshots {
         if !call.may_begin().await {
             return Err(failed(DISCARDING));
         }
-        let mut state = self.state.borrow_mut();
-        let repository = state.repositories.get(instance);
-        if repository.is_some_and(|repository| repository.origin == Origin::Here) {
+        if self.repository(instance).is_some_and(|repository| repository.origin == Origin::Here) {
             let problem = "the repository was used here".to_owned();
             return Err(SnapshotsError::Failed { doing: DISCARDING, problem });
         }
-        state.repositories.remove(instance);
-        drop(state);
+        self.state.borrow_mut().repositories.remove(instance);
         if call.may_end().await { Ok(()) } else { Err(failed(DISCARDING)) }
     }
 }
