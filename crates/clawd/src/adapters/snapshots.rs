@@ -240,11 +240,22 @@ impl SnapshotWorker {
         let _place = self.place(&task).await;
         let Some(keys) = self.keys(instance, missing).await? else { return Ok(None) };
         let job = self.job(instance, &keys, task);
-        let outcome = self.converse(&job, doing, (quiesce, None), progress).await?;
-        if matches!(job.task, Task::Take(_) | Task::List) {
-            self.note_use(instance).await;
+        self.converse(&job, doing, (quiesce, None), progress).await.map(Some)
+    }
+
+    /// Lists, without noting that the repository is used.
+    async fn look(&self, instance: &InstanceName) -> Result<SnapshotList, SnapshotsError> {
+        let doing = "listing snapshots";
+        match self.work(instance, (doing, Task::List), NOBODY, &|_progress| ()).await? {
+            None => Ok(SnapshotList::default()),
+            // Those that people took with restic are not ours to list.
+            Some(Outcome::Listed { snapshots, stored_bytes, repository }) => {
+                let snapshots = snapshots.iter().filter_map(info).collect();
+                let repository = repository.chars().take(REPOSITORY_DIGITS).collect();
+                Ok(SnapshotList { snapshots, stored_bytes, repository })
+            }
+            Some(_) => Err(unexpected(doing)),
         }
-        Ok(Some(outcome))
     }
 
     async fn converse<Q: Quiesce>(
@@ -316,24 +327,20 @@ impl Snapshots for SnapshotWorker {
     ) -> Result<SnapshotInfo, SnapshotsError> {
         let doing = "taking a snapshot";
         let task = Task::Take(take(order, quiesce.is_some()));
-        match self.work(&order.instance, (doing, task), quiesce, progress).await? {
+        let taken = self.work(&order.instance, (doing, task), quiesce, progress).await?;
+        self.note_use(&order.instance).await;
+        match taken {
             Some(Outcome::Taken(stored)) => info(&stored).ok_or_else(|| unexpected(doing)),
             _ => Err(unexpected(doing)),
         }
     }
 
     async fn list(&self, instance: &InstanceName) -> Result<SnapshotList, SnapshotsError> {
-        let doing = "listing snapshots";
-        match self.work(instance, (doing, Task::List), NOBODY, &|_progress| ()).await? {
-            None => Ok(SnapshotList::default()),
-            // Those that people took with restic are not ours to list.
-            Some(Outcome::Listed { snapshots, stored_bytes, repository }) => {
-                let snapshots = snapshots.iter().filter_map(info).collect();
-                let repository = repository.chars().take(REPOSITORY_DIGITS).collect();
-                Ok(SnapshotList { snapshots, stored_bytes, repository })
-            }
-            Some(_) => Err(unexpected(doing)),
+        let list = self.look(instance).await?;
+        if !list.repository.is_empty() {
+            self.note_use(instance).await;
         }
+        Ok(list)
     }
 
     async fn restore(

@@ -208,6 +208,8 @@ where
         let again = done(rule, port.copy_in(instance, &place, &keys, &silent).await)?;
         same("what is there is not fetched again", &again, &Carried::default())?;
         self.comes_back((away, 2), ("one", &first.name), None).await?;
+        let arrived = done("what came can be looked at", port.arrived(instance).await)?;
+        same("it is what was copied", &arrived.snapshots, &vec![first.clone()])?;
         let rule = "what came and was not used can be removed";
         done(rule, port.discard(instance).await)?;
         self.empty(rule).await

@@ -6,7 +6,7 @@ use claw_core::name::{InstanceName, SnapshotName};
 use claw_core::offsite::OffsiteStorage;
 use tokio::sync::mpsc;
 
-use super::data::{JobProgress, RepositoryKeys, SnapshotOrder, SnapshotsError};
+use super::data::{JobProgress, RepositoryKeys, SnapshotList, SnapshotOrder, SnapshotsError};
 
 /// Most bytes of one piece that goes through a [`Pipe`].
 pub const MAX_PIECE: usize = 64 * 1024;
@@ -178,6 +178,12 @@ pub trait Transfers {
         pipe: Pipe,
         progress: &dyn Fn(JobProgress),
     ) -> impl Future<Output = Result<(), SnapshotsError>>;
+    /// What there is of a repository that came from elsewhere; none is an empty list. Unlike
+    /// [`super::Snapshots::list`] it is no use of it: it may still be discarded.
+    fn arrived(
+        &self,
+        instance: &InstanceName,
+    ) -> impl Future<Output = Result<SnapshotList, SnapshotsError>>;
     /// Removes a repository that came from elsewhere and was never used here, and what was begun of one;
     /// absent is success, any other stays and is an error. Its first listing and its first snapshot here are
     /// a use.

@@ -9,8 +9,11 @@ use claw_snapshot::{
 };
 
 use super::pieces::Cut;
-use super::protocol::{Fault, FaultKind};
+use super::protocol::{Fault, FaultKind, OUT_OF_MEMORY};
 use crate::logging::chain;
+
+/// What zstd says when it can have no more (`ZSTD_getErrorString` of zstd_errors.h).
+const ZSTD_OUT_OF_MEMORY: &str = "Allocation error : not enough memory";
 
 /// A failure of no special meaning.
 pub(super) fn failed(problem: impl Into<String>) -> Fault {
@@ -24,7 +27,11 @@ pub(super) fn not_found(name: &str) -> Fault {
 
 /// Any error: full when a file system was, in whatever depth.
 pub(super) fn fault(error: &(dyn Error + 'static)) -> Fault {
-    Fault { kind: kind(error), problem: chain(error) }
+    let problem = chain(error);
+    if problem.contains(ZSTD_OUT_OF_MEMORY) {
+        return Fault { kind: FaultKind::Ended, problem: format!("{OUT_OF_MEMORY}: {problem}") };
+    }
+    Fault { kind: kind(error), problem }
 }
 
 /// An error of copying a repository.

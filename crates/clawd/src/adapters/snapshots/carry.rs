@@ -11,7 +11,7 @@ use super::{NOBODY, SnapshotWorker, info, take, unexpected};
 use crate::logging::chain;
 use crate::ports::{
     Carried, JobProgress, Offsite, OffsitePlace, Parcel, Pipe, PipeError, RepositoryKeys,
-    SnapshotOrder, SnapshotsError, Surplus, Transfers,
+    SnapshotList, SnapshotOrder, SnapshotsError, Surplus, Transfers,
 };
 use crate::snap_worker::protocol::{self, Addressing, Outcome, Place, Private, Task};
 
@@ -132,6 +132,10 @@ impl Transfers for SnapshotWorker {
         let errand = ("receiving a repository", Task::Receive);
         let received = self.arrive((instance, keys), errand, Some(&mut pipe), progress).await;
         finish(pipe, received.map(|_outcome| ())).await
+    }
+
+    async fn arrived(&self, instance: &InstanceName) -> Result<SnapshotList, SnapshotsError> {
+        self.look(instance).await
     }
 
     async fn discard(&self, instance: &InstanceName) -> Result<(), SnapshotsError> {

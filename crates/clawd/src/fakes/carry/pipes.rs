@@ -12,8 +12,8 @@ use crate::fakes::FakeSnapshots;
 use crate::fakes::snapshots::{Kept, Origin, Repository, describe, failed};
 use crate::logging::chain;
 use crate::ports::{
-    Carried, JobProgress, Parcel, Pipe, PipeError, RepositoryKeys, SnapshotOrder, SnapshotsError,
-    Transfers,
+    Carried, JobProgress, Parcel, Pipe, PipeError, RepositoryKeys, SnapshotList, SnapshotOrder,
+    Snapshots as _, SnapshotsError, Transfers,
 };
 
 const EXPORTING: &str = "exporting a snapshot";
@@ -130,6 +130,16 @@ impl Transfers for FakeSnapshots {
         };
         let done = work.await;
         finish(lines, done).await
+    }
+
+    async fn arrived(&self, instance: &InstanceName) -> Result<SnapshotList, SnapshotsError> {
+        let origin = self.repository(instance).map(|repository| repository.origin);
+        let list = self.list(instance).await?;
+        let mut state = self.state.borrow_mut();
+        if let (Some(origin), Some(repository)) = (origin, state.repositories.get_mut(instance)) {
+            repository.origin = origin;
+        }
+        Ok(list)
     }
 
     async fn discard(&self, instance: &InstanceName) -> Result<(), SnapshotsError> {
