@@ -66,7 +66,10 @@ impl Repository {
             .repository
             .repair_index(&RepairIndexOptions::default(), false)
             .map_err(engine.fault("mending the index"))?;
-        Ok((Places::read(storage, codec, &BTreeSet::new())?, u64::try_from(lost).unwrap_or(u64::MAX)))
+        Ok((
+            Places::read(storage, codec, &BTreeSet::new())?,
+            u64::try_from(lost).unwrap_or(u64::MAX),
+        ))
     }
 
     /// Removes those of these packs that no index names. Safe when nothing that a snapshot needs

@@ -258,11 +258,10 @@ impl Repository {
         summary.backup_end = file.time.clone();
         file.summary = Some(summary);
         let doing = "writing the snapshot";
-        let content = serde_json::to_vec(&file)
-            .map_err(|fault| RepositoryError::unusable(doing, fault))?;
-        let sealed = codec
-            .seal_file(&content)
-            .map_err(|fault| RepositoryError::unusable(doing, fault))?;
+        let content =
+            serde_json::to_vec(&file).map_err(|fault| RepositoryError::unusable(doing, fault))?;
+        let sealed =
+            codec.seal_file(&content).map_err(|fault| RepositoryError::unusable(doing, fault))?;
         let id = FileId::of(&sealed);
         self.storage
             .write(FileKind::Snapshot, id, &[Bytes::from(sealed)])

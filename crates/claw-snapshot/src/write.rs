@@ -151,10 +151,7 @@ struct Level {
 }
 
 impl<'a> Archiver<'a> {
-    fn new(
-        target: &'a Target<'a>,
-        blobs: SyncSender<Vec<Blob>>,
-    ) -> Result<Self, RepositoryError> {
+    fn new(target: &'a Target<'a>, blobs: SyncSender<Vec<Blob>>) -> Result<Self, RepositoryError> {
         let cutter = Cutter::new(target.config())
             .map_err(|fault| RepositoryError::unusable("reading the configuration", fault))?;
         let batch = Batch { blobs, waiting: Vec::new(), bytes: 0, sent: BTreeSet::new() };
@@ -197,7 +194,7 @@ impl<'a> Archiver<'a> {
         let mut stack = Vec::new();
         let mut inner = root;
         for ReadSourceEntry { path, node, open } in entries {
-            let above = path.parent().unwrap_or(Path::new("/"));
+            let above = path.parent().unwrap_or_else(|| Path::new("/"));
             while inner.path != above {
                 let Some(outer) = stack.pop() else { break };
                 inner = self.leave(inner, outer)?;
@@ -227,9 +224,8 @@ impl<'a> Archiver<'a> {
         let places = self.target.places;
         let old = level.parent.as_ref().and_then(|parent| parent.node(&node.name));
         // What the repository lost is read again.
-        let whole = |old: &&ParentNode| {
-            old.content().iter().all(|id| places.has(BlobKind::Data, *id))
-        };
+        let whole =
+            |old: &&ParentNode| old.content().iter().all(|id| places.has(BlobKind::Data, *id));
         let same = old.filter(|old| old.is_same(&node)).filter(whole);
         let likeness = match (old, same) {
             (None, _) => Likeness::New,
@@ -243,8 +239,7 @@ impl<'a> Archiver<'a> {
                 (None, None) => None,
             };
             let Some(blobs) = blobs else { return Ok(()) };
-            node.content =
-                Some(blobs.into_iter().map(|id| DataId::from(id.engine())).collect());
+            node.content = Some(blobs.into_iter().map(|id| DataId::from(id.engine())).collect());
         }
         self.count_file(&likeness, if node.is_file() { node.meta.size } else { 0 });
         level.nodes.push(node);

@@ -1,9 +1,9 @@
-//! Snapshots of a running instance: the first and a later one, what they cost and for how long it stands
-//! still, against restic on the same files.
+//! Snapshots of a running instance: the first and later ones, what they cost and for how long it stands
+//! still; a restore and a verification of all data; against restic on the same files.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use claw_tests::Pulse;
-use claw_tests::pulse::Heard;
 use claw_tests::versions::V1;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::rig::{Rig, now};
 use super::table::Table;
@@ -21,41 +20,124 @@ use super::{deploy, load};
 
 /// Numbers of files, 20 KiB each.
 const SIZES: [usize; 3] = [2_500, 20_000, 100_000];
+/// Snapshots after the first, with a hundredth of the files changed before each.
+const LATER: usize = 3;
 /// The first snapshot of two gigabytes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(900);
+const COLUMNS: [&str; 9] = [
+    "what",
+    "wall, s",
+    "CPU, s",
+    "CPU ÷ restic",
+    "goal",
+    "peak RSS, MiB (goal 96)",
+    "held, ms (goal 500)",
+    "slowest answer, ms",
+    "requests without answer",
+];
 
 pub(super) fn run() -> Result<()> {
     let mut rig = Rig::with("bench-snapshot", &[V1])?;
-    let columns = ["what", "wall, s", "CPU, s", "peak RSS, MiB", "slowest answer, ms"];
-    let mut table = Table::new("snapshot", &columns);
+    let mut table = Table::new("snapshot", &COLUMNS);
     for count in SIZES {
         let name = format!("n{count}");
         create(&mut rig, &name)?;
         let data = load::fill(&rig.host, &name, count)?;
-        let repository = rig.fleet.lab().dir().join(format!("restic-{count}"));
-        restic(&repository, &["init", "--quiet"])?;
-        for (pass, what) in ["first", "1 % changed"].into_iter().enumerate() {
-            if pass > 0 {
-                load::change(&data, count)?;
-            }
-            let seen = measure("restic", || {
-                restic(&repository, &["backup", "--quiet", &data.to_string_lossy()])
-            })?;
-            table.row(&seen.cells(&format!("restic, {count} files, {what}"), None));
-            let pulse =
-                Pulse::start(&rig.fleet, &rig.host, &name, what.split(' ').next().unwrap_or("p"))?;
-            let seen = measure("snap-worker", || {
-                rig.fleet.take_snapshot(&name, &format!("s{pass}"), PATIENCE).map(drop)
-            })?;
-            let heard = pulse.stop()?;
-            ensure!(heard.failures().next().is_none(), "customers noticed: {heard}");
-            table.row(&seen.cells(&format!("clawd, {count} files, {what}"), Some(&heard)));
+        let restic = Restic::new(rig.fleet.lab().dir().join(format!("restic-{count}")))?;
+        let case = Case { rig: &rig, name: &name, count, data: &data, restic };
+        case.snapshot("first", 0, 1.25, &mut table)?;
+        for pass in 1..=LATER {
+            load::change(&data, count)?;
+            case.snapshot("1 % changed", pass, 0.7, &mut table)?;
         }
-        fs::remove_dir_all(repository)?;
+        case.verify(&mut table)?;
+        case.restore(&mut table)?;
+        fs::remove_dir_all(&case.restic.0)?;
         rig.fleet.clawctl_ok(&["delete", &name, "--wait", "--timeout", "600s"])?;
     }
     table.print();
     Ok(())
+}
+
+/// An instance with so many files.
+struct Case<'a> {
+    rig: &'a Rig,
+    name: &'a str,
+    count: usize,
+    data: &'a Path,
+    restic: Restic,
+}
+
+impl Case<'_> {
+    fn snapshot(&self, what: &str, pass: usize, goal: f64, table: &mut Table) -> Result<()> {
+        let Case { rig, name, data, .. } = self;
+        let base =
+            measure("restic", || self.restic.run(&["backup", "--quiet", &data.to_string_lossy()]))?;
+        let mut events = rig.docker.events()?;
+        let pulse = Pulse::start(&rig.fleet, &rig.host, name, &format!("p{pass}"))?;
+        let taken = measure("snap-worker", || {
+            rig.fleet.take_snapshot(name, &format!("s{pass}"), PATIENCE).map(drop)
+        });
+        let heard = pulse.stop()?;
+        let container = format!("claw-{name}");
+        let mut at = |action| events.until(&container, action).map(|event| nanoseconds(&event));
+        let held = (at("pause")?, at("unpause")?);
+        let pause = held.1.zip(held.0).map_or(f64::NAN, |(end, start)| (end - start) / 1e6);
+        let unanswered = format!("{} of {}", heard.failures().count(), heard.beats().len());
+        let noticed = [format!("{pause:.0}"), heard.slowest().as_millis().to_string(), unanswered];
+        self.compare((what, Some(goal)), (&base, &taken?), noticed, table);
+        Ok(())
+    }
+
+    /// All data: indexes, trees, and every blob read and unpacked.
+    fn verify(&self, table: &mut Table) -> Result<()> {
+        let base = measure("restic", || self.restic.run(&["check", "--quiet", "--read-data"]))?;
+        let seen = measure("snap-worker", || {
+            let verify = ["snapshot", "verify", self.name, "--data", "--wait", "--timeout", "900s"];
+            self.rig.fleet.clawctl_ok(&verify).map(drop)
+        })?;
+        self.compare(("all data verified", None), (&base, &seen), Default::default(), table);
+        Ok(())
+    }
+
+    /// As part of a rollback, of whose work only that of the process that restores counts. Before restic's:
+    /// where files were just deleted, ext4 takes long to find room for new ones.
+    fn restore(&self, table: &mut Table) -> Result<()> {
+        let seen = measure("snap-worker", || {
+            let snapshot = format!("s{LATER}");
+            let rollback = ["rollback", self.name, "--snapshot", &snapshot, "--wait"];
+            self.rig.fleet.clawctl_ok(&[&rollback[..], &["--timeout", "900s"]].concat()).map(drop)
+        })?;
+        let into = self.restic.0.with_extension("restored");
+        let base = measure("restic", || {
+            self.restic.run(&["restore", "--quiet", "latest", "--target", &into.to_string_lossy()])
+        })?;
+        fs::remove_dir_all(into)?;
+        let seen = Cost { cpu: seen.dearest, ..seen };
+        self.compare(("restored", Some(0.8)), (&base, &seen), Default::default(), table);
+        Ok(())
+    }
+
+    /// Two rows; `noticed` is what customers had of ours.
+    fn compare(
+        &self,
+        (what, goal): (&str, Option<f64>),
+        (base, ours): (&Cost, &Cost),
+        noticed: [String; 3],
+        table: &mut Table,
+    ) {
+        let what = format!("{} files, {what}", self.count);
+        let blank = Default::default();
+        table.row(&base.cells(&format!("restic, {what}"), Default::default(), blank));
+        let goal = goal.map(|goal| format!("≤ {goal}")).unwrap_or_default();
+        let ratio = format!("{:.2}", ours.cpu / base.cpu);
+        table.row(&ours.cells(&format!("clawd, {what}"), [ratio, goal], noticed));
+    }
+}
+
+/// When an event was, in nanoseconds since the Unix epoch.
+fn nanoseconds(event: &Value) -> Option<f64> {
+    event["timeNano"].as_f64()
 }
 
 fn create(rig: &mut Rig, name: &str) -> Result<()> {
@@ -68,30 +150,48 @@ fn create(rig: &mut Rig, name: &str) -> Result<()> {
     rig.fleet.until_serving(&rig.host, name)
 }
 
-fn restic(repository: &Path, arguments: &[&str]) -> Result<()> {
-    let mut restic = claw_lab::command("restic");
-    restic.args(["--no-cache", "-r"]).arg(repository).args(arguments);
-    let status = restic.env("RESTIC_PASSWORD", "bench").status().context("cannot run restic")?;
-    ensure!(status.success(), "restic {arguments:?}: {status}");
-    Ok(())
+/// A repository of restic's.
+struct Restic(PathBuf);
+
+impl Restic {
+    fn new(repository: PathBuf) -> Result<Self> {
+        let restic = Self(repository);
+        restic.run(&["init", "--quiet"])?;
+        Ok(restic)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<()> {
+        let mut restic = claw_lab::command("restic");
+        restic.args(["--no-cache", "-r"]).arg(&self.0).args(arguments);
+        let status =
+            restic.env("RESTIC_PASSWORD", "bench").status().context("cannot run restic")?;
+        ensure!(status.success(), "restic {arguments:?}: {status}");
+        Ok(())
+    }
 }
 
 /// What something cost.
 struct Cost {
     wall: f64,
     cpu: f64,
+    /// CPU of the process that took most of it.
+    dearest: f64,
     peak_mib: f64,
 }
 
 impl Cost {
-    fn cells(&self, what: &str, heard: Option<&Heard>) -> [String; 5] {
-        let slowest = heard.map(|heard| heard.slowest().as_millis().to_string());
+    fn cells(&self, what: &str, [ratio, goal]: [String; 2], noticed: [String; 3]) -> [String; 9] {
+        let [held, slowest, unanswered] = noticed;
         [
             what.to_owned(),
             format!("{:.2}", self.wall),
             format!("{:.2}", self.cpu),
+            ratio,
+            goal,
             format!("{:.0}", self.peak_mib),
-            slowest.unwrap_or_default(),
+            held,
+            slowest,
+            unanswered,
         ]
     }
 }
@@ -106,8 +206,9 @@ fn measure(word: &'static str, work: impl FnOnce() -> Result<()>) -> Result<Cost
     done?;
     // USER_HZ of every Linux architecture we ship for (time(7)).
     let cpu = seen.values().map(|(ticks, _)| ticks).sum::<f64>() / 100.0;
+    let dearest = seen.values().map(|(ticks, _)| ticks / 100.0).fold(0.0, f64::max);
     let peak_mib = seen.values().map(|(_, kib)| kib / 1024.0).fold(0.0, f64::max);
-    Ok(Cost { wall, cpu, peak_mib })
+    Ok(Cost { wall, cpu, dearest, peak_mib })
 }
 
 /// By process: clock ticks and peak memory in KiB, as far as they were seen.

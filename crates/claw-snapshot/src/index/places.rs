@@ -183,7 +183,7 @@ impl Places {
 
     pub(crate) fn sort(&mut self) {
         for entries in [&mut self.data, &mut self.trees] {
-            entries.sort_unstable_by(|one, other| one.id.cmp(&other.id));
+            entries.sort_unstable_by_key(|entry| entry.id);
             entries.shrink_to_fit();
         }
     }

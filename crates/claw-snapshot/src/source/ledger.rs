@@ -127,7 +127,13 @@ impl Ledger {
 
     /// A file that was listed in a directory, for [`super::frozen`]. One whose times prove nothing
     /// is not remembered: it counts as changed then.
-    pub(crate) fn remember(&self, directory: &Path, name: &OsStr, listed: Fingerprint, node: &Node) {
+    pub(crate) fn remember(
+        &self,
+        directory: &Path,
+        name: &OsStr,
+        listed: Fingerprint,
+        node: &Node,
+    ) {
         if self.stillness != Stillness::Moving || listed.is_racy(self.start) {
             return;
         }

@@ -46,6 +46,7 @@ type Entry = ReadSourceEntry<Unopened>;
 
 /// An entry of a source that was listed before.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is taken apart")]
 pub(super) enum Step {
     /// A file in the state in which it was listed, by its path relative to the data directory.
     Unchanged(PathBuf, CompactNode),
@@ -171,7 +172,7 @@ impl Walk {
         } else {
             self.ledger.file(if kind.is_file() { listed.size() } else { 0 });
             if kind.is_file() {
-                let above = path.parent().unwrap_or(Path::new(""));
+                let above = path.parent().unwrap_or_else(|| Path::new(""));
                 self.ledger.remember(above, name, listed, &node);
                 let ledger = Arc::clone(&self.ledger);
                 open = Some(Unopened(Content::file(directory, path.to_owned(), listed, ledger)));

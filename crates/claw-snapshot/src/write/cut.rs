@@ -81,11 +81,7 @@ impl Cutter {
     }
 
     /// Where the first chunk ends.
-    fn end<E>(
-        &mut self,
-        reader: &mut impl Read,
-        ended: &mut bool,
-    ) -> Result<usize, CutError<E>> {
+    fn end<E>(&mut self, reader: &mut impl Read, ended: &mut bool) -> Result<usize, CutError<E>> {
         if self.filled < self.least {
             return Ok(self.filled);
         }

@@ -92,7 +92,10 @@ impl Filling {
 
 impl Sealer {
     /// Until no more blobs come.
-    pub(super) fn run(mut self, blobs: &Receiver<Vec<Blob>>) -> Result<StoredKinds, RepositoryError> {
+    pub(super) fn run(
+        mut self,
+        blobs: &Receiver<Vec<Blob>>,
+    ) -> Result<StoredKinds, RepositoryError> {
         let sealed = blobs.iter().flatten().try_for_each(|blob| self.add(&blob));
         let sealed = sealed.and_then(|()| {
             self.finish(BlobKind::Data)?;
