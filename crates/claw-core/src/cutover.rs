@@ -17,9 +17,10 @@
 use std::time::Duration;
 
 use crate::data::DataGeneration;
-use crate::name::ImageRef;
+use crate::name::{ImageRef, SnapshotName};
 use crate::observed::Record;
 use crate::plan::{DesiredInstance, Target};
+use crate::reclaim::Reclaimed;
 use crate::spec::{InstanceSpec, RestoreOrder, RunState};
 use crate::time::Timestamp;
 
@@ -159,7 +160,16 @@ pub enum Course {
     Begin(Cutover),
     /// Make ready, while the plain plan for this version goes on; none runs before the first restore.
     Prepare(Option<Version>),
-    /// Forget a change that has touched nothing yet, then ask again.
+    /// Journal that the data comes back into this directory, then ask again.
+    BeginRecovery(DataGeneration),
+    /// Bring back the data that was reclaimed; nothing runs meanwhile.
+    Recover {
+        /// The only copy of it.
+        snapshot: SnapshotName,
+        /// Where it shall lie.
+        into: DataGeneration,
+    },
+    /// Forget a change, or a recovery, that has touched nothing yet, then ask again.
     Abandon,
     /// Stop what runs and bring the data up to date.
     Switch,
@@ -188,6 +198,14 @@ pub fn course(wanted: &DesiredInstance, record: &Record, now: Timestamp) -> Cour
 fn begin(spec: &InstanceSpec, record: &Record, here: DataGeneration, now: Timestamp) -> Course {
     let restore = spec.restore.clone().filter(|order| order.number > record.restored);
     let updates = record.active.as_ref().is_some_and(|active| active.image != spec.image);
+    if let Some(reclaimed) = &record.reclaimed {
+        if restore.is_none() || is_refused(spec, record) {
+            return recover(spec, reclaimed, record, here);
+        }
+        if reclaimed.into.is_some() {
+            return Course::Abandon;
+        }
+    }
     if restore.is_none() && !updates {
         return Course::Plain(Version::Wanted(here));
     }
@@ -199,16 +217,36 @@ fn begin(spec: &InstanceSpec, record: &Record, here: DataGeneration, now: Timest
         // Nothing runs that could tell whether the new image is any good.
         return Course::Plain(Version::Wanted(here));
     }
-    let others = record.replaced.iter().map(|replaced| replaced.data);
-    let last = others.chain(record.doomed.iter().copied()).fold(here, DataGeneration::max);
     Course::Begin(Cutover {
         image: spec.image.clone(),
         restore,
-        data: last.next(),
+        data: unused(record, here),
         asked: (spec.restore_number(), spec.rebuilds),
         begun: now,
         stage: Stage::Preparing,
     })
+}
+
+/// The data is not there: it comes back before anything else is done with it, but not for as long as the
+/// instance is to be paused.
+fn recover(
+    spec: &InstanceSpec,
+    reclaimed: &Reclaimed,
+    record: &Record,
+    here: DataGeneration,
+) -> Course {
+    match (spec.run, reclaimed.into) {
+        (RunState::Paused, None) => Course::Plain(Version::Wanted(here)),
+        (RunState::Paused, Some(_)) => Course::Abandon,
+        (_, None) => Course::BeginRecovery(unused(record, here)),
+        (_, Some(into)) => Course::Recover { snapshot: reclaimed.snapshot.clone(), into },
+    }
+}
+
+/// A directory that nothing has used yet, as far as anybody remembers.
+fn unused(record: &Record, here: DataGeneration) -> DataGeneration {
+    let others = record.replaced.iter().map(|replaced| replaced.data);
+    others.chain(record.doomed.iter().copied()).fold(here, DataGeneration::max).next()
 }
 
 fn is_refused(spec: &InstanceSpec, record: &Record) -> bool {
@@ -222,7 +260,9 @@ fn go_on(spec: &InstanceSpec, cutover: &Cutover, record: &Record) -> Course {
     let same = cutover.is_for(spec);
     match &cutover.stage {
         Stage::Preparing if same && cutover.may_go_on(spec.run) => {
-            Course::Prepare(record.active.as_ref().map(|active| Version::Confirmed(active.data)))
+            // Without its data the version before cannot go on meanwhile.
+            let there = record.active.as_ref().filter(|_| record.reclaimed.is_none());
+            Course::Prepare(there.map(|active| Version::Confirmed(active.data)))
         }
         Stage::Preparing => Course::Abandon,
         Stage::Switching { .. } if same => Course::Switch,
@@ -289,14 +329,16 @@ impl Record {
     pub fn confirm_cutover(&mut self, keep: Duration, now: Timestamp) {
         let Some(cutover) = self.cutover.take() else { return };
         let new = Deployment { image: cutover.image, data: cutover.data };
-        let old = self.active.replace(new);
-        // Only one is kept: an older one goes when the next change is confirmed.
-        self.doomed.extend(self.replaced.map(|replaced| replaced.data));
-        self.replaced = old.map(|old| Replaced {
-            data: old.data,
-            since: cutover.begun,
-            until: now.after(keep),
-        });
+        let old = self.active.replace(new).map(|old| old.data);
+        if self.reclaimed.take().is_some() {
+            // What was replaced is not on the disk, and a snapshot holds it.
+            self.doomed.extend(old);
+        } else {
+            // Only one is kept: an older one goes when the next change is confirmed.
+            self.doomed.extend(self.replaced.map(|replaced| replaced.data));
+            let (since, until) = (cutover.begun, now.after(keep));
+            self.replaced = old.map(|data| Replaced { data, since, until });
+        }
         self.restored = cutover.restore.map_or(self.restored, |order| order.number);
         self.refused = None;
         self.reverts = 0;

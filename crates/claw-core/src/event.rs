@@ -87,11 +87,15 @@ pub enum EventKind {
     OffsiteRecovered,
     /// An image that nobody needs any more was removed from the host.
     ImageRemoved,
+    /// The data of a paused instance leaves the disk for want of room; a verified snapshot holds it.
+    DataReclaimed,
+    /// Data that had left the disk is back from its snapshot.
+    DataRecovered,
 }
 
 impl EventKind {
     /// Every kind with its name in the API.
-    pub const ALL: [(Self, &'static str); 34] = [
+    pub const ALL: [(Self, &'static str); 36] = [
         (Self::StatePersisted, "state_persisted"),
         (Self::StateRefused, "state_refused"),
         (Self::StepDone, "step_done"),
@@ -126,6 +130,8 @@ impl EventKind {
         (Self::OffsiteFailed, "offsite_failed"),
         (Self::OffsiteRecovered, "offsite_recovered"),
         (Self::ImageRemoved, "image_removed"),
+        (Self::DataReclaimed, "data_reclaimed"),
+        (Self::DataRecovered, "data_recovered"),
     ];
 
     /// The kind with this name, if there is one.

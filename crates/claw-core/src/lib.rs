@@ -23,6 +23,7 @@ pub mod name;
 pub mod observed;
 pub mod offsite;
 pub mod plan;
+pub mod reclaim;
 pub mod report;
 pub mod restart;
 pub mod spec;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use crate::cutover::{Cutover, Deployment, RefusedTarget, Replaced};
 use crate::data::DataGeneration;
+use crate::reclaim::Reclaimed;
 use crate::restart::RestartHistory;
 use crate::stamp::{Digest, Generation};
 use crate::time::Timestamp;
@@ -150,4 +151,6 @@ pub struct Record {
     pub replaced: Option<Replaced>,
     /// Data that nobody needs any more and that is to be deleted: what was made for changes that failed.
     pub doomed: BTreeSet<DataGeneration>,
+    /// The data in use is not on the disk: a snapshot is the only copy of it.
+    pub reclaimed: Option<Reclaimed>,
 }

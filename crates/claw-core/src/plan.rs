@@ -278,7 +278,14 @@ impl Wanted<'_> {
     /// Down, and its data is held by a snapshot. One that fails keeps it down all the same.
     fn paused(&self, observed: &ObservedInstance) -> Plan {
         let plan = self.stopped(observed);
-        if plan.phase != Phase::Stopped || !observed.data_present {
+        if plan.phase != Phase::Stopped {
+            return plan;
+        }
+        if let Some(reclaimed) = &observed.record.reclaimed {
+            let message = format!("its data is in snapshot {} only", reclaimed.snapshot);
+            return Plan { phase: Phase::Paused, message, ..plan };
+        }
+        if !observed.data_present {
             return plan;
         }
         match observed.at_rest {

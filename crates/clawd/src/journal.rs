@@ -88,6 +88,9 @@ CREATE TABLE note (
 ",
     },
     Migration { version: 3, sql: versions::TABLES },
+    // From here on a record may say that an instance's data is not on the disk: an agent that does not know
+    // that would start it on an empty directory, and must not open this file.
+    Migration { version: 4, sql: "-- No table changes." },
 ];
 
 /// Things of the host, not of an instance, that the next agent must know.

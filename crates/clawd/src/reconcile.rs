@@ -2,7 +2,8 @@
 //!
 //! [`host::HostLoop`] owns the instances: it takes desired states, passes on what Docker says and
 //! feeds the watchdog. Each instance has a loop of its own ([`instance`]); they progress independently. One
-//! more, [`backups`], takes snapshots of all of them, and one, [`images`], removes what none of them needs.
+//! more, [`backups`], takes snapshots of all of them, one, [`images`], removes what none of them needs, and
+//! one, [`reclaim`], asks for the data of paused instances when the disk is full.
 //! Nothing but [`execute`], [`prepare`] (for a change of version) and [`trial`], and, for the host as a whole,
 //! [`firewall`], [`backups`] and [`images`], changes the machine.
 //!
@@ -24,6 +25,7 @@ mod images;
 mod instance;
 pub mod observe;
 mod prepare;
+mod reclaim;
 mod trial;
 mod wake;
 

@@ -16,6 +16,7 @@ use claw_core::name::{HostName, ImageRef, InstanceName, SnapshotName};
 use claw_core::observed::RestSnapshot;
 use claw_core::offsite::OffsiteStorage;
 use claw_core::plan::DesiredInstance;
+use claw_core::reclaim::Reclaimable;
 use claw_core::time::Timestamp;
 use tokio::sync::{Mutex, watch};
 
@@ -41,6 +42,10 @@ pub struct Member {
     pub awaits: Option<SnapshotCause>,
     /// Data of which nobody writes any more and of which a snapshot is wanted before it may go.
     pub replaced: Option<ReplacedData>,
+    /// Its data may leave the disk when there is no room.
+    pub reclaimable: Option<Reclaimable>,
+    /// Its data has left the disk: this snapshot is the only copy.
+    pub reclaimed: Option<SnapshotName>,
     /// Wakes its loop.
     pub bell: Rc<Bell>,
 }
@@ -133,6 +138,8 @@ pub struct Roster {
     claims: RefCell<BTreeMap<InstanceName, BTreeSet<Claim>>>,
     /// Images that a spec has named, however shortly, and that nobody has asked for yet.
     named: RefCell<BTreeSet<ImageRef>>,
+    /// Whose data shall leave the disk, with the verified snapshot that holds it.
+    reclaims: RefCell<BTreeMap<InstanceName, SnapshotName>>,
     frozen: RefCell<BTreeSet<InstanceName>>,
     elsewhere: RefCell<Elsewhere>,
     version: watch::Sender<u64>,
@@ -147,6 +154,7 @@ impl Default for Roster {
             expected: RefCell::default(),
             claims: RefCell::default(),
             named: RefCell::default(),
+            reclaims: RefCell::default(),
             frozen: RefCell::default(),
             elsewhere: RefCell::default(),
             version: watch::Sender::new(0),
@@ -189,6 +197,7 @@ impl Roster {
         self.held.borrow_mut().remove(name);
         self.expected.borrow_mut().remove(name);
         self.claims.borrow_mut().remove(name);
+        self.reclaims.borrow_mut().remove(name);
         self.version.send_modify(|version| *version += 1);
     }
 
@@ -205,6 +214,33 @@ impl Roster {
             member.bell.ring(crate::reconcile::Cause::Look);
         }
         self.version.send_modify(|version| *version += 1);
+    }
+
+    /// Asks an instance's loop to let its data leave the disk; this snapshot holds all of it.
+    pub fn ask_reclaim(&self, name: &InstanceName, snapshot: SnapshotName) {
+        self.reclaims.borrow_mut().insert(name.clone(), snapshot);
+        if let Some(member) = self.members.borrow().get(name) {
+            member.bell.ring(crate::reconcile::Cause::Look);
+        }
+    }
+
+    /// The snapshot for which an instance's data shall leave the disk.
+    #[must_use]
+    pub fn reclaim_asked(&self, name: &InstanceName) -> Option<SnapshotName> {
+        self.reclaims.borrow().get(name).cloned()
+    }
+
+    /// It has left, or shall not any more.
+    pub fn end_reclaim(&self, name: &InstanceName) {
+        if self.reclaims.borrow_mut().remove(name).is_some() {
+            self.version.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// Whether some data is on its way out.
+    #[must_use]
+    pub fn is_reclaiming(&self) -> bool {
+        !self.reclaims.borrow().is_empty()
     }
 
     /// There is such an instance, whether or not its loop has said anything yet.
@@ -308,6 +344,8 @@ impl Member {
             || self.data_present != other.data_present
             || self.restore != other.restore
             || self.awaits != other.awaits
+            || self.reclaimable != other.reclaimable
+            || self.reclaimed != other.reclaimed
             || replaced(self) != replaced(other)
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use claw_core::event::EventKind;
 use claw_core::name::ImageRef;
 use claw_core::report::Phase;
-use claw_core::spec::{InstanceSpec, RestoreOrder};
+use claw_core::spec::{InstanceSpec, RestoreOrder, RestoreSource};
 use clawd::fakes::Mishap;
 use clawd::ports::{GatewayAnswer, Runtime as _, Snapshots as _};
 use clawd::reconcile::{BackupRequest, BackupWork, Request};
@@ -181,7 +181,7 @@ fn a_rollback_pulls_what_was_removed() {
         let snapshot = list.first().map(|snapshot| snapshot.name.clone()).unwrap();
         world.machine.runtime.remove_image(&spec().image).await.unwrap();
         assert!(!is_present(&world, IMAGE));
-        let restore = Some(RestoreOrder { number: 1, snapshot });
+        let restore = Some(RestoreOrder { number: 1, snapshot, from: RestoreSource::Host });
         agent.persist(3, &state(&[("a", InstanceSpec { restore, ..spec() })])).await;
         agent.until("restored", || agent.count(EventKind::CutoverConfirmed) == 2).await;
         assert!(is_present(&world, IMAGE));

@@ -184,7 +184,7 @@ fn what_is_held_back_runs_when_it_is_wanted_to() {
 fn step(record: &mut Record, spec: &InstanceSpec, works: bool) -> Option<Version> {
     match course(&wanted(spec.clone()), record, NOW) {
         Course::Plain(version) => return Some(version),
-        Course::Hold => {}
+        Course::Hold | Course::BeginRecovery(_) | Course::Recover { .. } => {}
         Course::Begin(cutover) => record.cutover = Some(cutover),
         Course::Abandon => record.end_cutover(NOW),
         Course::Prepare(_) if works => {

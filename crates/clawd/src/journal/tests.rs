@@ -2,6 +2,7 @@ use claw_core::cutover::{Cutover, Deployment, Migration, RefusedTarget, Replaced
 use claw_core::data::DataGeneration;
 use claw_core::event::{EventKind, Severity};
 use claw_core::name::{ImageRef, SnapshotName};
+use claw_core::reclaim::Reclaimed;
 use claw_core::restart::RestartHistory;
 use claw_core::spec::{RestoreOrder, RestoreSource};
 use tokio::task::LocalSet;
@@ -63,6 +64,10 @@ fn remembered() -> Remembered {
             reverts: 2,
             replaced: Some(Replaced { data: data(3), since: at(1), until: at(2) }),
             doomed: [data(1), data(2)].into(),
+            reclaimed: Some(Reclaimed {
+                snapshot: SnapshotName::parse("pause-7").unwrap(),
+                into: Some(data(5)),
+            }),
         },
         files: Some(digest),
         restart_count: 4,

@@ -24,6 +24,7 @@ use super::deadline::{self, within};
 use super::firewall::{FirewallLoop, FirewallTarget, Meter, Noted, detail, guard};
 use super::images::Images;
 use super::instance::{InstanceLoop, Pulse};
+use super::reclaim::Reclaimer;
 use super::trial;
 use super::wake::{Bell, Cause};
 use crate::agent::Agent;
@@ -107,8 +108,8 @@ pub struct HostLoop<M> {
     firewall: watch::Sender<Option<Rc<FirewallTarget>>>,
     surroundings: watch::Receiver<Surroundings>,
     backups: BackupsHandle,
-    /// The loop of the firewall, the guard against guessing, the loops of snapshots and of images.
-    _helpers: [Helper; 4],
+    /// The loop of the firewall, the guard against guessing, the loops of snapshots, of images and of room.
+    _helpers: [Helper; 5],
 }
 
 /// A task that ends with its owner.
@@ -171,6 +172,7 @@ impl<M: Machine> HostLoop<M> {
                 }
             })),
             Helper(tokio::task::spawn_local(images.run())),
+            Helper(tokio::task::spawn_local(Reclaimer::new(Rc::clone(&agent)).run())),
         ];
         let mut host = Self {
             agent,

@@ -6,6 +6,7 @@
 //! one that differs only in its generation does not.
 
 mod describe;
+mod recover;
 mod steer;
 
 use std::rc::Rc;
@@ -29,6 +30,7 @@ use super::exits::{self, ExitCause, Noted};
 use super::health::{HealthWatch, Turn};
 use super::observe::{Facts, ObserveError, observe, observed};
 use super::prepare::{PrepareError, Prepared};
+use super::reclaim::RecoverError;
 use super::wake::{Bell, Cause};
 use crate::agent::Agent;
 use crate::journal::{Remembered, Versions};
@@ -37,6 +39,7 @@ use crate::machine::Machine;
 use crate::ports::{Clock as _, Gateway as _, GatewayAnswer, Host as _, RuntimeError};
 use crate::roster::Member;
 use describe::{Describer, Seen};
+use recover::{Recovery, recovered};
 use steer::{Steered, Steering};
 
 /// After a step failed.
@@ -65,6 +68,10 @@ pub(super) struct InstanceLoop<M> {
     repeats: (String, u32),
     describer: Describer,
     steering: Steering,
+    /// Data that is being brought back.
+    recovery: Option<Recovery>,
+    /// It could not be; that is not tried again before this.
+    recover_not_before: Option<Timestamp>,
     /// The version that runs or shall run, and for which the facts are.
     effective: Rc<DesiredInstance>,
     first_look: bool,
@@ -119,6 +126,7 @@ enum Woken {
     Time,
     Answer(GatewayAnswer),
     Prepared(Result<Prepared, PrepareError>),
+    Recovered(Result<(), RecoverError>),
     Abandoned,
 }
 
@@ -146,6 +154,8 @@ impl<M: Machine> InstanceLoop<M> {
             repeats: (String::new(), 0),
             describer,
             steering: Steering::new(versions),
+            recovery: None,
+            recover_not_before: None,
             effective,
             first_look: true,
         }
@@ -197,6 +207,9 @@ impl<M: Machine> InstanceLoop<M> {
             return self.carry_out(wanted, &effective, &plan).await;
         }
         self.repeats = (String::new(), 0);
+        if let Some(next) = self.reclaim_if_asked(wanted).await {
+            return next;
+        }
         match self.droppable(wanted) {
             Some(plan) => self.drop_data(wanted, &plan).await,
             None => Next::Wait(plan.wake_at()),
@@ -218,7 +231,12 @@ impl<M: Machine> InstanceLoop<M> {
             Target::Removed => SnapshotCause::Final,
         };
         let (up, down_since) = (up.map(|container| container.id.clone()), down_since(container));
-        let data_present = facts.is_some_and(|facts| facts.files.data_present);
+        let reclaimed = self.remembered.record.reclaimed.as_ref().map(|r| r.snapshot.clone());
+        let there = facts.is_some_and(|facts| facts.files.data_present);
+        let (data_present, reclaimable) = (
+            there && !self.remembered.record.is_reclaimed(effective.data),
+            self.reclaimable(wanted, plan),
+        );
         let awaits = (plan.wait == Wait::Snapshot).then_some(cause);
         let replaced = self.replaced_data(wanted);
         let last = self.last_version(wanted);
@@ -235,6 +253,8 @@ impl<M: Machine> InstanceLoop<M> {
             restore,
             awaits,
             replaced,
+            reclaimable,
+            reclaimed,
             bell: Rc::clone(&self.bell),
         });
     }
@@ -339,6 +359,12 @@ impl<M: Machine> InstanceLoop<M> {
     fn observed(&self, desired: &DesiredInstance, now: Timestamp) -> ObservedInstance {
         let facts = self.facts.clone().unwrap_or_default();
         let mut observed = observed(&facts, &self.remembered, self.health.health());
+        if observed.record.is_reclaimed(desired.data) {
+            // What is left of a directory that is being removed is nobody's data.
+            observed.data_present = false;
+        } else {
+            observed.record.reclaimed = None;
+        }
         let down_since = down_since(observed.container.as_ref());
         observed.at_rest = self.agent.roster.held(&desired.name).at_rest(down_since);
         observed.firewalled = match &desired.target {
@@ -496,7 +522,9 @@ impl<M: Machine> InstanceLoop<M> {
         let (clock, settings) = (agent.machine.clock(), &agent.settings);
         let now = self.now();
         let publish = self.retries.publish_not_before.filter(|at| *at > now);
-        let resync = self.looked_at.after(settings.resync);
+        // While nothing is looked at, nothing grows old.
+        let looked_at = self.facts.as_ref().map_or(now, |_| self.looked_at);
+        let resync = looked_at.after(settings.resync);
         let change = self.change_wakes_at().filter(|at| *at > now);
         let due = until.into_iter().chain(publish).chain(change).fold(resync, Timestamp::min);
         // One more millisecond: a point in time is past only after it.
@@ -517,6 +545,7 @@ impl<M: Machine> InstanceLoop<M> {
             cause = self.bell.rung() => Woken::Bell(cause),
             answer = look => Woken::Answer(answer),
             prepared = self.steering.prepared() => Woken::Prepared(prepared),
+            recovered = recovered(&mut self.recovery) => Woken::Recovered(recovered),
             () = clock.sleep(pause.min(settings.resync)) => Woken::Time,
         }
     }
@@ -539,6 +568,7 @@ impl<M: Machine> InstanceLoop<M> {
             }
             Woken::Answer(answer) => self.answered(answer, desired),
             Woken::Prepared(outcome) => self.take_prepared(outcome).await,
+            Woken::Recovered(outcome) => self.take_recovered(outcome).await,
         }
         true
     }
@@ -548,6 +578,7 @@ impl<M: Machine> InstanceLoop<M> {
         self.facts = None;
         self.retries = Retries::new();
         self.steering.retarget();
+        self.recover_not_before = None;
         self.remembered.record.retry_not_before = None;
         self.remembered.record.pull_not_before = None;
         self.describer.failure = None;

@@ -4,6 +4,7 @@ use claw_core::cutover::{Cutover, Deployment, Migration, RefusedTarget, Replaced
 use claw_core::data::DataGeneration;
 use claw_core::name::{ImageRef, SnapshotName};
 use claw_core::observed::Record;
+use claw_core::reclaim::Reclaimed;
 use claw_core::spec::{RestoreOrder, RestoreSource};
 use claw_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,13 @@ pub(super) struct StoredVersions {
     reverts: u32,
     replaced: Option<StoredReplaced>,
     doomed: Vec<u32>,
+    reclaimed: Option<StoredReclaimed>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredReclaimed {
+    snapshot: String,
+    into: Option<u32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -97,6 +105,10 @@ impl StoredVersions {
                 until: replaced.until.millis(),
             }),
             doomed: record.doomed.iter().map(|data| data.number()).collect(),
+            reclaimed: record.reclaimed.as_ref().map(|reclaimed| StoredReclaimed {
+                snapshot: reclaimed.snapshot.to_string(),
+                into: reclaimed.into.map(DataGeneration::number),
+            }),
         }
     }
 
@@ -136,6 +148,15 @@ impl StoredVersions {
             })
             .transpose()?;
         record.doomed = self.doomed.into_iter().map(data).collect::<Result<_, _>>()?;
+        record.reclaimed = self
+            .reclaimed
+            .map(|reclaimed| {
+                let snapshot =
+                    SnapshotName::parse(&reclaimed.snapshot).map_err(Unreadable::Name)?;
+                let into = reclaimed.into.map(data).transpose()?;
+                Ok::<_, Unreadable>(Reclaimed { snapshot, into })
+            })
+            .transpose()?;
         Ok(())
     }
 }

@@ -156,6 +156,7 @@ impl Ledger {
             at_rest: member.awaits.is_some() || spec.is_none_or(|s| s.run == RunState::Paused),
             replaced: member.replaced.as_ref().map(|replaced| replaced.since),
             restore: member.restore.clone(),
+            reclaimed: member.reclaimed.clone(),
         }
     }
 

@@ -20,6 +20,8 @@ pub(super) struct Needs {
     pub(super) replaced: Option<Timestamp>,
     /// This one is to be restored.
     pub(super) restore: Option<SnapshotName>,
+    /// The data in use is in this one only.
+    pub(super) reclaimed: Option<SnapshotName>,
 }
 
 /// The ids of snapshots that nothing keeps.
@@ -48,6 +50,9 @@ pub(super) fn need(
     needs: &Needs,
     snapshot: &SnapshotInfo,
 ) -> Option<&'static str> {
+    if needs.reclaimed.as_ref() == Some(&snapshot.name) {
+        return Some("it is the only copy of the instance's data");
+    }
     if needs.restore.as_ref() == Some(&snapshot.name) {
         return Some("it is the one to be restored");
     }
@@ -163,6 +168,11 @@ mod tests {
         let restore = SnapshotName::parse("scheduled-1").ok();
         let needs = Needs { restore, ..Needs::default() };
         check(&all, NONE, &needs, 99, "pause-0 pause-2 update-3 restore-5");
+        let reclaimed = SnapshotName::parse("pause-0").ok();
+        let needs = Needs { reclaimed, ..Needs::default() };
+        check(&all, NONE, &needs, 99, "scheduled-1 pause-2 update-3 restore-5");
+        let only = need(&all, &needs, &all[0]);
+        assert_eq!(only, Some("it is the only copy of the instance's data"));
     }
 
     #[test]

@@ -84,6 +84,8 @@ impl World {
             restore: None,
             awaits: None,
             replaced: None,
+            reclaimable: None,
+            reclaimed: None,
             bell: Rc::<Bell>::default(),
         });
         let (board, settings) = (Board::default(), Settings::default());

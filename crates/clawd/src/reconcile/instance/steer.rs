@@ -125,7 +125,13 @@ impl<M: Machine> InstanceLoop<M> {
                 next => return Steered::Over(next),
             }
         }
+        if let Some(next) = self.drop_reclaimed(wanted, now).await {
+            return Steered::Over(next);
+        }
         let course = course(wanted, &self.remembered.record, now);
+        if !matches!(course, Course::Recover { .. }) {
+            self.recovery = None;
+        }
         if !matches!(course, Course::Prepare(_)) {
             self.steering.preparation = None;
         }
@@ -146,8 +152,13 @@ impl<M: Machine> InstanceLoop<M> {
                     None => Steered::Over(Next::Wait(None)),
                 }
             }
+            Course::BeginRecovery(into) => Steered::Over(self.begin_recovery(wanted, into).await),
+            Course::Recover { snapshot, into } => {
+                Steered::Over(self.recover(wanted, snapshot, into))
+            }
             Course::Abandon => {
                 self.remembered.record.end_cutover(now);
+                self.remembered.record.end_recovery();
                 Steered::Over(self.persist(wanted).await)
             }
             Course::Switch => Steered::Over(self.switch(wanted).await),
@@ -198,6 +209,7 @@ impl<M: Machine> InstanceLoop<M> {
     pub(super) fn replaced_data(&mut self, wanted: &Rc<DesiredInstance>) -> Option<ReplacedData> {
         let record = &self.remembered.record;
         if let Some(Cutover { stage: Stage::Probing { .. }, begun, restore, .. }) = &record.cutover
+            && record.reclaimed.is_none()
         {
             let (since, cause) = (*begun, cause(restore.is_some()));
             let data = record.active.as_ref()?.data;
@@ -471,8 +483,11 @@ impl<M: Machine> InstanceLoop<M> {
                 _ => None,
             })
             .collect();
-        if let Err(failure) = self.work(wanted, wanted, plan).await {
-            return self.failure(wanted, &failure);
+        match self.work(wanted, wanted, plan).await {
+            Ok(Worked::Done) => {}
+            // It may be there in part, and is removed another time.
+            Ok(Worked::Superseded | Worked::Forgotten) => return Next::Again,
+            Err(failure) => return self.failure(wanted, &failure),
         }
         let record = &mut self.remembered.record;
         record.doomed.retain(|data| !dropped.contains(data));
@@ -593,7 +608,7 @@ impl<M: Machine> InstanceLoop<M> {
     }
 
     /// Makes what is remembered durable; until it is, nothing goes on.
-    async fn persist(&mut self, wanted: &DesiredInstance) -> Next {
+    pub(super) async fn persist(&mut self, wanted: &DesiredInstance) -> Next {
         let job = self.agent.journal.keep_versions(&wanted.name, &self.remembered, &[]);
         let outcome = job.await;
         self.steering.unsaved = outcome.is_err();
@@ -613,6 +628,10 @@ impl<M: Machine> InstanceLoop<M> {
 
     fn show_change(&self, wanted: &DesiredInstance) {
         let Some(cutover) = &self.remembered.record.cutover else {
+            if self.recovery.is_some() {
+                // Said in more detail by whoever brings the data back.
+                return;
+            }
             return self.agent.board.change(&wanted.name, None);
         };
         let stage = match &cutover.stage {

@@ -167,6 +167,8 @@ impl Running {
             restore: None,
             awaits: None,
             replaced: None,
+            reclaimable: None,
+            reclaimed: None,
             bell: Rc::<Bell>::default(),
         }
     }
