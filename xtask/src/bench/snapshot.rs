@@ -14,12 +14,17 @@ use claw_tests::Pulse;
 use claw_tests::versions::V1;
 use serde_json::{Value, json};
 
+use super::deploy;
+use super::load::Load;
 use super::rig::{Rig, now};
 use super::table::Table;
-use super::{deploy, load};
 
-/// Numbers of files, 20 KiB each.
-const SIZES: [usize; 3] = [2_500, 20_000, 100_000];
+/// The last ones are small: it is their number that counts, and they still fit on any disk five times.
+const SIZES: [Load; 3] = [
+    Load { files: 2_500, kib: 20 },
+    Load { files: 20_000, kib: 20 },
+    Load { files: 100_000, kib: 4 },
+];
 /// Snapshots after the first, with a hundredth of the files changed before each.
 const LATER: usize = 3;
 /// The first snapshot of two gigabytes on a busy machine.
@@ -39,15 +44,15 @@ const COLUMNS: [&str; 9] = [
 pub(super) fn run() -> Result<()> {
     let mut rig = Rig::with("bench-snapshot", &[V1])?;
     let mut table = Table::new("snapshot", &COLUMNS);
-    for count in SIZES {
-        let name = format!("n{count}");
+    for load in SIZES {
+        let name = format!("n{}", load.files);
         create(&mut rig, &name)?;
-        let data = load::fill(&rig.host, &name, count)?;
-        let restic = Restic::new(rig.fleet.lab().dir().join(format!("restic-{count}")))?;
-        let case = Case { rig: &rig, name: &name, count, data: &data, restic };
+        let data = load.fill(&rig.host, &name)?;
+        let restic = Restic::new(rig.fleet.lab().dir().join(format!("restic-{name}")))?;
+        let case = Case { rig: &rig, name: &name, load, data: &data, restic };
         case.snapshot("first", 0, 1.25, &mut table)?;
         for pass in 1..=LATER {
-            load::change(&data, count)?;
+            load.change(&data)?;
             case.snapshot("1 % changed", pass, 0.7, &mut table)?;
         }
         case.verify(&mut table)?;
@@ -63,7 +68,7 @@ pub(super) fn run() -> Result<()> {
 struct Case<'a> {
     rig: &'a Rig,
     name: &'a str,
-    count: usize,
+    load: Load,
     data: &'a Path,
     restic: Restic,
 }
@@ -126,7 +131,7 @@ impl Case<'_> {
         noticed: [String; 3],
         table: &mut Table,
     ) {
-        let what = format!("{} files, {what}", self.count);
+        let what = format!("{} files of {} KiB, {what}", self.load.files, self.load.kib);
         let blank = Default::default();
         table.row(&base.cells(&format!("restic, {what}"), Default::default(), blank));
         let goal = goal.map(|goal| format!("≤ {goal}")).unwrap_or_default();

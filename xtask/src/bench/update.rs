@@ -7,13 +7,14 @@ use anyhow::Result;
 use claw_tests::versions::{V1, V1_AGAIN, Version};
 use serde_json::{Value, json};
 
+use super::deploy;
+use super::load::Load;
 use super::outage::Outage;
 use super::rig::{Rig, address, now, until_healthy};
 use super::table::{Samples, Table};
-use super::{deploy, load};
 
-/// Files of the instance that has data: 400 MB.
-const FILES: usize = 20_000;
+/// Of the instance that has data: 400 MB.
+const LOAD: Load = Load { files: 20_000, kib: 20 };
 /// An update with so much data on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -37,7 +38,7 @@ pub(super) fn run(rounds: usize) -> Result<()> {
     for case in &CASES {
         create(&mut rig, case)?;
     }
-    load::fill(&rig.host, "full", FILES)?;
+    LOAD.fill(&rig.host, "full")?;
     let mut floor = Samples::default();
     let mut seen = CASES.map(|case| (case, Samples::default(), Samples::default()));
     for round in 0..=rounds {
