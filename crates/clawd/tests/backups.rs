@@ -5,13 +5,15 @@ mod support;
 use std::time::Duration;
 
 use claw_core::backup::{BackupPolicy, SnapshotCause, SnapshotInfo};
-use claw_core::event::EventKind;
-use claw_core::name::SnapshotName;
+use claw_core::event::{EventKind, Severity};
+use claw_core::host::HostState;
+use claw_core::name::{HostName, SnapshotName};
+use claw_core::offsite::{BucketAddressing, OffsiteStorage};
 use claw_core::report::Phase;
-use claw_core::spec::{InstanceSpec, RunState};
-use clawd::fakes::Mishap;
-use clawd::ports::Snapshots as _;
-use clawd::reconcile::{BackupRequest, BackupWork, Request};
+use claw_core::spec::{InstanceSpec, RestoreOrder, RestoreSource, RunState, Secret};
+use clawd::fakes::{Mishap, Reach};
+use clawd::ports::{Pipe, Snapshots as _};
+use clawd::reconcile::{BackupRequest, BackupWork, Errand, Passage, Request};
 use support::{Running, World, name, run, spec, state};
 use tokio::sync::oneshot;
 
@@ -177,5 +179,159 @@ fn a_person_takes_a_snapshot_through_the_hosts_loop() {
         agent.until("taken", || count(&agent) == 1).await;
         let held = held(&world).await;
         assert_eq!(held.first().map(|s| s.name.as_str()), Some("before-lunch"));
+    });
+}
+
+fn storage() -> OffsiteStorage {
+    OffsiteStorage {
+        endpoint: "https://s3.example".to_owned(),
+        region: "eu".to_owned(),
+        bucket: "claws".to_owned(),
+        prefix: "fleet".to_owned(),
+        addressing: BucketAddressing::Path,
+        access_key: Secret::new("AKID".to_owned()),
+        secret_key: Secret::new("hush".to_owned()),
+        bandwidth: None,
+    }
+}
+
+/// The state of a host with a storage.
+fn with_storage(spec: InstanceSpec) -> HostState {
+    HostState { offsite: Some(storage()), ..state(&[("a", spec)]) }
+}
+
+fn restored(number: u64, snapshot: &SnapshotName, from: RestoreSource) -> InstanceSpec {
+    let restore = RestoreOrder { number, snapshot: snapshot.clone(), from };
+    InstanceSpec { restore: Some(restore), ..often() }
+}
+
+/// Whether every snapshot is said to be in the storage.
+fn is_offsite(agent: &Running) -> bool {
+    let reports = agent.agent.board.backups_since(0);
+    let report = reports.iter().find(|(_, of, _)| *of == name("a")).map(|(_, _, report)| report);
+    report.is_some_and(|report| {
+        !report.snapshots.is_empty() && report.snapshots.iter().all(|snapshot| snapshot.offsite)
+    })
+}
+
+fn start(world: &World) -> Running {
+    let agent = world.start();
+    agent.agent.roster.called(HostName::parse("web-1").unwrap());
+    agent
+}
+
+fn refusal(agent: &Running) -> Option<String> {
+    let events = agent.events();
+    let refused = events.iter().rev().find(|event| event.kind == EventKind::CutoverRefused);
+    refused.filter(|event| event.severity == Severity::Error).map(|event| event.message.clone())
+}
+
+#[test]
+fn data_comes_back_straight_from_off_site_when_the_host_has_lost_it() {
+    run(async {
+        let world = World::new();
+        world.machine.snapshots.storage().offer(&storage());
+        let agent = start(&world);
+        agent.persist(1, &with_storage(often())).await;
+        agent.until_phase("a", Phase::Running).await;
+        agent.until("copied", || is_offsite(&agent)).await;
+        let first = held(&world).await.remove(0).name;
+        world.machine.snapshots.damage(&name("a"), &first);
+        agent.persist(2, &with_storage(restored(1, &first, RestoreSource::Host))).await;
+        agent.until("refused", || agent.count(EventKind::CutoverRefused) == 1).await;
+        // The storage cannot be reached for a while.
+        world.machine.snapshots.storage().set_reach(Reach::None);
+        agent.persist(3, &with_storage(restored(2, &first, RestoreSource::Offsite))).await;
+        agent
+            .until("tried", || world.mishaps().effects().iter().any(|e| e == "restore-from"))
+            .await;
+        world.machine.snapshots.storage().set_reach(Reach::All);
+        agent.until("confirmed", || agent.count(EventKind::CutoverConfirmed) == 1).await;
+        assert_eq!(agent.count(EventKind::CutoverRefused), 1);
+        agent.until_phase("a", Phase::Running).await;
+        let active = agent.report(&name("a")).unwrap().active.unwrap();
+        assert_eq!(active.data.number(), 2);
+    });
+}
+
+#[test]
+fn a_restore_from_off_site_says_what_is_missing() {
+    run(async {
+        let world = World::new();
+        let agent = start(&world);
+        agent.persist(1, &state(&[("a", often())])).await;
+        agent.until_phase("a", Phase::Running).await;
+        agent.until("one", || count(&agent) == 1).await;
+        let first = held(&world).await.remove(0).name;
+        let restore = restored(1, &first, RestoreSource::Offsite);
+        agent.persist(2, &state(&[("a", restore)])).await;
+        agent.until("refused", || refusal(&agent).is_some()).await;
+        let why = refusal(&agent).unwrap();
+        assert!(why.contains("this host has no off-site storage"), "{why}");
+        // A storage in which there is nothing of that name.
+        world.machine.snapshots.storage().offer(&storage());
+        let absent = SnapshotName::parse("absent").unwrap();
+        let restore = restored(2, &absent, RestoreSource::Offsite);
+        agent.persist(3, &with_storage(often())).await;
+        agent.until("copied", || is_offsite(&agent)).await;
+        agent.persist(4, &with_storage(restore)).await;
+        agent.until("refused", || agent.count(EventKind::CutoverRefused) == 2).await;
+        let why = refusal(&agent).unwrap();
+        assert!(why.contains("there is no snapshot absent"), "{why}");
+        assert_eq!(agent.report(&name("a")).map(|report| report.phase), Some(Phase::Running));
+    });
+}
+
+#[test]
+fn a_restore_from_a_copy_of_an_earlier_repository_finds_it() {
+    run(async {
+        let world = World::new();
+        world.machine.snapshots.storage().offer(&storage());
+        let agent = start(&world);
+        agent.persist(1, &with_storage(often())).await;
+        agent.until_phase("a", Phase::Running).await;
+        agent.until("copied", || is_offsite(&agent)).await;
+        let first = held(&world).await.remove(0).name;
+        agent.kill().await;
+        world.machine.snapshots.set_aside(&name("a"));
+        let agent = start(&world);
+        agent.until_phase("a", Phase::Running).await;
+        let anew = || world.machine.snapshots.storage().paths(&storage()).len() == 2;
+        agent.until("another repository is copied", anew).await;
+        agent.until("copied", || is_offsite(&agent)).await;
+        assert!(held(&world).await.iter().all(|snapshot| snapshot.name != first));
+        let restore = restored(1, &first, RestoreSource::Offsite);
+        agent.persist(2, &with_storage(restore)).await;
+        agent.until("confirmed", || agent.count(EventKind::CutoverConfirmed) == 1).await;
+    });
+}
+
+#[test]
+fn what_leaves_the_host_is_shown_while_it_does() {
+    run(async {
+        let world = World::new();
+        world.machine.snapshots.storage().offer(&storage());
+        let agent = start(&world);
+        agent.persist(1, &with_storage(often())).await;
+        agent.until_phase("a", Phase::Running).await;
+        let operation = || {
+            let operation = agent.report(&name("a")).and_then(|report| report.operation);
+            operation.map(|operation| (operation.kind, operation.stage))
+        };
+        world.mishaps().named("copy-out", 1, Mishap::HangsBefore);
+        let shown = Some(("offsite", "copying off-site".to_owned()));
+        agent.until("copying", || operation() == shown).await;
+        world.mishaps().named("export-snapshot", 1, Mishap::HangsBefore);
+        let (here, there) = Pipe::pair();
+        let snapshot = held(&world).await.remove(0).name;
+        let errand = Errand::Export(snapshot, Passage::new(async { Ok(here) }));
+        let (reply, answer) = oneshot::channel();
+        let work = BackupWork::Errand(errand);
+        let request = BackupRequest { instance: name("a"), work, reply };
+        agent.inbox.request(Request::Backup(request)).unwrap();
+        assert_eq!(answer.await.unwrap(), Ok(()));
+        let shown = Some(("export", "sending the snapshot".to_owned()));
+        agent.until("exporting", || operation() == shown).await;
+        drop(there);
     });
 }

@@ -67,7 +67,7 @@ async fn open<M: Machine>(
     let answer = answer.map_err(|_elapsed| {
         PipeError(format!("the coordinator did not answer within {} s", OPEN.as_secs()))
     })?;
-    let down = answer.map_err(|status| words(&status))?.into_inner();
+    let down = answer.map_err(|status| PipeError(why(Some(&status))))?.into_inner();
     let (here, there) = Pipe::pair();
     tokio::task::spawn_local(carry(agent, there, up, down));
     Ok(here)
@@ -178,22 +178,19 @@ async fn hear(
                 None => continue,
             },
             _ if line.heard.get() => return Closed::InOrder,
-            Ok(None) => Parcel::GaveUp("the coordinator closed the transfer early".to_owned()),
-            Err(status) => Parcel::GaveUp(words(&status).0),
+            broken => {
+                // Whoever waited here may have given up.
+                let _told = out.send(Parcel::GaveUp(why(broken.err().as_ref()))).await;
+                return Closed::Broken;
+            }
         };
-        let (is_last, is_broken) = match &parcel {
-            Parcel::Piece(_) => (false, false),
-            Parcel::End => (true, false),
-            Parcel::GaveUp(_) => (true, true),
-        };
-        if !line.heard.get() {
-            // Whoever waited here may have given up; what still comes is of no use then.
-            let _taken = out.send(parcel).await;
+        if line.heard.get() {
+            // After the last word nothing counts any more.
+            continue;
         }
-        line.heard.set(line.heard.get() || is_last);
-        if is_broken {
-            return Closed::Broken;
-        }
+        line.heard.set(!matches!(parcel, Parcel::Piece(_)));
+        // As above; what still comes is of no use then.
+        let _taken = out.send(parcel).await;
     }
 }
 
@@ -226,15 +223,18 @@ fn last_word(end: TransferEnd) -> Parcel {
     if end.problem.is_empty() { Parcel::End } else { Parcel::GaveUp(end.problem) }
 }
 
-/// What the coordinator said, or what became of the way to it.
-fn words(status: &Status) -> PipeError {
+/// What the coordinator said, or what became of the way to it; none: it ended the stream before its end.
+fn why(status: Option<&Status>) -> String {
+    let Some(status) = status else {
+        return "the coordinator closed the transfer before its end".to_owned();
+    };
     let what = match (status.message(), status.code()) {
         ("", Code::NotFound) => "the coordinator does not know the transfer any more".to_owned(),
         ("", code) => code.to_string(),
         (message, _) => message.to_owned(),
     };
-    PipeError(match std::error::Error::source(status) {
+    match std::error::Error::source(status) {
         Some(cause) => format!("{what}: {}", chain(cause)),
         None => what,
-    })
+    }
 }

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its fixtures too")]
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -73,9 +73,8 @@ pub(crate) fn spec() -> InstanceSpec {
 /// A state of the given instances.
 pub(crate) fn state(instances: &[(&str, InstanceSpec)]) -> HostState {
     HostState {
-        firewall: claw_core::firewall::HostPolicy::default(),
         instances: instances.iter().map(|(n, spec)| (name(n), spec.clone())).collect(),
-        confirm_removal: BTreeSet::new(),
+        ..HostState::default()
     }
 }
 
@@ -144,6 +143,11 @@ impl World {
 }
 
 impl Running {
+    /// Begins to end it, as kill -9 would.
+    pub(crate) fn abort(&self) {
+        self.task.abort();
+    }
+
     /// As kill -9 would end it: in the midst of whatever it does.
     pub(crate) async fn kill(self) {
         self.task.abort();

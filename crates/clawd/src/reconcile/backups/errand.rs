@@ -30,8 +30,7 @@ use crate::agent::Agent;
 use crate::logging::chain;
 use crate::machine::Machine;
 use crate::ports::{
-    Carried, Offsite as _, OffsitePlace, Pipe, PipeError, RepositoryKeys, Snapshots as _,
-    Transfers as _,
+    Carried, Offsite as _, OffsitePlace, Pipe, PipeError, RepositoryKeys, Transfers as _,
 };
 use crate::roster::{Elsewhere, Member};
 
@@ -420,7 +419,7 @@ pub(super) async fn report<M: Machine>(
     let problem = |problem: String| BackupReport { problem, ..BackupReport::default() };
     match outcome {
         Err(error) => problem(chain(error)),
-        Ok(Did::Arrived) => match agent.machine.snapshots().list(instance).await {
+        Ok(Did::Arrived) => match agent.machine.snapshots().arrived(instance).await {
             Ok(list) => BackupReport {
                 snapshots: list.snapshots,
                 stored_bytes: list.stored_bytes,

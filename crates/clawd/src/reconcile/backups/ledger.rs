@@ -363,6 +363,10 @@ impl Ledger {
         self.record.damage.retain(|name| names.contains(name));
         let counted = list.snapshots.iter().filter(|snapshot| counts(snapshot));
         self.record.taken_at = counted.map(|snapshot| snapshot.taken_at).max();
+        if !list.repository.is_empty() {
+            // What could not be fetched is not missing any more.
+            self.attempts.cleared(Kind::Errand);
+        }
         self.list = Some(list);
         self.stale = false;
     }

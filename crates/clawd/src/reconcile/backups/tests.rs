@@ -1,5 +1,7 @@
 //! The loop on a machine in memory, with a roster that the tests write: no instance's loop takes part.
 
+mod errands;
+mod offsite;
 mod world;
 
 use std::time::Duration;

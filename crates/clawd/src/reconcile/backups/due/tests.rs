@@ -3,11 +3,14 @@
 use std::collections::BTreeSet;
 
 use claw_core::backup::Retention;
-use claw_core::name::{ImageRef, SnapshotName};
-use claw_core::offsite::OffsitePolicy;
+use claw_core::name::{HostName, ImageRef, SnapshotName};
+use claw_core::offsite::{BucketAddressing, OffsitePolicy, OffsiteStorage};
+use claw_core::spec::Secret;
 use claw_core::stamp::{Digest, Generation};
 
 use super::*;
+use crate::reconcile::backups::offsite::Copy;
+use crate::roster::Elsewhere;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -432,4 +435,173 @@ fn the_host_does_the_most_urgent_first_and_of_equals_the_longest_due() {
     assert_eq!(next(later, start()), Next::Wait(Some(start().after(HOUR))));
     assert_eq!(next(&[], start()), Next::Wait(None));
     assert_eq!(next(now, ago(2 * HOUR)), Next::Do(instance("a"), Work::Drill));
+}
+
+/// A scene whose host has a storage, since a day.
+fn with_storage(scene: &mut Scene) {
+    scene.destination = destination("claws", "0123456789abcdef");
+    scene.record.copy.settle(&scene.destination, ago(DAY));
+}
+
+fn destination(bucket: &str, repository: &str) -> Destination {
+    let elsewhere = Elsewhere {
+        host: HostName::parse("web-1").ok(),
+        storage: Some(OffsiteStorage {
+            endpoint: "https://s3.example".to_owned(),
+            region: "eu".to_owned(),
+            bucket: bucket.to_owned(),
+            prefix: String::new(),
+            addressing: BucketAddressing::Path,
+            access_key: Secret::new("AKID".to_owned()),
+            secret_key: Secret::new("hush".to_owned()),
+            bandwidth: None,
+        }),
+    };
+    Destination::new(&elsewhere, &instance("a"), Some(repository))
+}
+
+fn copied(scene: &mut Scene, at: Timestamp) {
+    with_storage(scene);
+    let list = scene.list.clone().unwrap_or_default();
+    scene.record.copy.copied(&list, Surplus::Kept, at);
+}
+
+#[test]
+fn a_copy_is_due_when_the_repository_has_changed() {
+    check(with_storage, "copy off-site");
+    check(|scene| copied(scene, ago(MINUTE)), "");
+    let more = |scene: &mut Scene| {
+        copied(scene, ago(2 * MINUTE));
+        let list = scene.list.get_or_insert_default();
+        list.push(snapshot(SnapshotCause::Requested, ago(MINUTE)));
+    };
+    check(more, "copy off-site");
+    let fewer = |scene: &mut Scene| {
+        more(scene);
+        copied(scene, ago(MINUTE));
+        scene.list.get_or_insert_default().remove(0);
+    };
+    check(fewer, "copy off-site");
+    let never = |scene: &mut Scene| {
+        with_storage(scene);
+        let never = OffsitePolicy::Never;
+        scene.policy = scene.policy.map(|policy| BackupPolicy { offsite: never, ..policy });
+    };
+    check(never, "");
+    let removed = |scene: &mut Scene| {
+        with_storage(scene);
+        scene.policy = None;
+    };
+    check(removed, "");
+    let empty = |scene: &mut Scene| {
+        scene.list = Some(Vec::new());
+        scene.standing = Standing::Bare;
+        with_storage(scene);
+    };
+    check(empty, "");
+}
+
+#[test]
+fn a_fleet_does_not_begin_to_copy_at_one_moment() {
+    let mut times = BTreeSet::new();
+    for number in 0..20 {
+        let mut scene = Scene::new();
+        scene.name = instance(&format!("tenant-{number}"));
+        scene.destination = destination("claws", "0123456789abcdef");
+        scene.record.copy.settle(&scene.destination, start());
+        let at = scene.when(&Work::Offsite(Surplus::Kept)).expect("due soon");
+        assert!(at.since(start()) < MINUTE);
+        times.insert(at);
+    }
+    assert!(times.len() >= 19, "{times:?}");
+    let mut scene = Scene::new();
+    with_storage(&mut scene);
+    scene.attempts.failed(Kind::Offsite, "no bucket".to_owned(), start(), 0);
+    let at = scene.when(&Work::Offsite(Surplus::Kept)).expect("tried again");
+    assert_eq!(at, start().after(MINUTE * 3 / 4));
+}
+
+#[test]
+fn the_copy_is_swept_once_after_a_sound_verification() {
+    let swept = "copy off-site and sweep there";
+    let dropped = |verified: Duration, sound: Duration| {
+        move |scene: &mut Scene| {
+            copied(scene, ago(HOUR));
+            scene.record.copy.dropped(ago(2 * HOUR));
+            scene.record.structure_at = Some(ago(verified));
+            scene.record.sound_at = Some(ago(sound));
+        }
+    };
+    check(dropped(HOUR, HOUR), swept);
+    check(dropped(3 * HOUR, 3 * HOUR), "");
+    // The last one found something.
+    check(dropped(MINUTE, HOUR), "");
+    let long_ago = |scene: &mut Scene| {
+        dropped(60 * HOUR, 60 * HOUR)(scene);
+        scene.record.copy.dropped(ago(70 * HOUR));
+    };
+    check(long_ago, "verify structure");
+    let damaged = |scene: &mut Scene| {
+        dropped(HOUR, HOUR)(scene);
+        scene.record.damage.is(SnapshotName::parse("x").expect("valid"));
+    };
+    check(damaged, "");
+    let done = |scene: &mut Scene| {
+        dropped(HOUR, HOUR)(scene);
+        let list = scene.list.clone().unwrap_or_default();
+        scene.record.copy.copied(&list, Surplus::Removed, ago(MINUTE));
+    };
+    check(done, "");
+}
+
+#[test]
+fn another_place_begins_anew_and_earlier_copies_are_found() {
+    let mut scene = Scene::new();
+    copied(&mut scene, ago(HOUR));
+    let list = scene.list.clone().unwrap_or_default();
+    let first = list.first().expect("one").clone();
+    let copy = &mut scene.record.copy;
+    assert!(copy.holds(&scene.destination, &first));
+    let paths = |copy: &Copy, to: &Destination| -> Vec<String> {
+        copy.places(to).into_iter().map(|place| place.path).collect()
+    };
+    // The repository was lost, and another one made.
+    let anew = destination("claws", "fedcba9876543210");
+    copy.settle(&anew, ago(MINUTE));
+    assert!(!copy.holds(&anew, &first));
+    let (old, new) = ("web-1/a/0123456789abcdef", "web-1/a/fedcba9876543210");
+    assert_eq!(paths(copy, &anew), [old, new], "where nothing was copied to comes last");
+    copy.copied(&list, Surplus::Kept, ago(MINUTE));
+    assert_eq!(paths(copy, &anew), [new, old]);
+    let read = BackupRecord::decode(&scene.record.encode()).expect("ours");
+    assert_eq!(read, scene.record);
+    let copy = &mut scene.record.copy;
+    // Without its repository, or its notes.
+    let lost = Destination { place: None, ..anew.clone() };
+    assert_eq!(paths(copy, &lost), [new, old]);
+    assert_eq!(paths(&Copy::default(), &anew), [new]);
+    assert_eq!(paths(copy, &Destination::default()), [""; 0]);
+    // In another storage there is nothing of it.
+    let other = destination("other", "fedcba9876543210");
+    assert_eq!(paths(copy, &other), [new]);
+    copy.settle(&other, start());
+    assert!(!copy.holds(&other, &first));
+    assert_eq!(paths(copy, &other), [new]);
+}
+
+#[test]
+fn what_takes_long_gives_way() {
+    let fetch = Work::Errand(ErrandKind::Fetch);
+    let export = Work::Errand(ErrandKind::Export);
+    let copy = Work::Offsite(Surplus::Kept);
+    for kind in [Kind::AtRest, Kind::Errand, Kind::Asked, Kind::Scheduled, Kind::Prune, Kind::Drill]
+    {
+        assert!(copy.gives_way_to(kind), "{kind:?}");
+    }
+    assert!(!copy.gives_way_to(Kind::Offsite));
+    assert!(fetch.gives_way_to(Kind::Replaced) && !fetch.gives_way_to(Kind::Asked));
+    assert!(!export.may_wait() && !export.gives_way_to(Kind::AtRest));
+    assert!(Work::Structure.gives_way_to(Kind::Errand));
+    assert!(!Work::Structure.gives_way_to(Kind::Scheduled));
+    assert!(!Work::Scheduled.gives_way_to(Kind::AtRest));
 }

@@ -9,7 +9,8 @@ use claw_core::address::{AddressPool, Slot};
 use claw_core::backup::{BackupPolicy, BackupReport, SnapshotCause};
 use claw_core::data::DataGeneration;
 use claw_core::event::{Event, EventKind, Severity};
-use claw_core::name::{EnvName, ImageRef, InstanceName, SnapshotName, StatePath};
+use claw_core::name::{EnvName, HostName, ImageRef, InstanceName, SnapshotName, StatePath};
+use claw_core::offsite::{BucketAddressing, OffsiteStorage};
 use claw_core::plan::{Delivery, DesiredInstance, Target};
 use claw_core::spec::{
     GATEWAY_TOKEN, HealthPolicy, InstanceSpec, Resources, RunState, Secret, UpdatePolicy, WebPolicy,
@@ -83,6 +84,20 @@ pub(super) fn spec() -> InstanceSpec {
     }
 }
 
+/// A bucket of this name.
+pub(super) fn storage(bucket: &str) -> OffsiteStorage {
+    OffsiteStorage {
+        endpoint: "https://s3.example".to_owned(),
+        region: "eu".to_owned(),
+        bucket: bucket.to_owned(),
+        prefix: "fleet".to_owned(),
+        addressing: BucketAddressing::Path,
+        access_key: Secret::new("AKID".to_owned()),
+        secret_key: Secret::new("hush".to_owned()),
+        bandwidth: None,
+    }
+}
+
 /// A machine and a directory that outlive the agents on them.
 pub(super) struct World {
     pub(super) machine: FakeMachine,
@@ -122,6 +137,16 @@ impl World {
 
     pub(super) fn effects(&self) -> Vec<String> {
         self.machine.mishaps().effects()
+    }
+
+    /// How often something was done.
+    pub(super) fn times(&self, effect: &str) -> usize {
+        self.effects().iter().filter(|known| *known == effect).count()
+    }
+
+    /// Makes a bucket.
+    pub(super) fn offer(&self, bucket: &str) {
+        self.machine.snapshots.storage().offer(&storage(bucket));
     }
 
     /// The image is on the host.
@@ -235,6 +260,18 @@ impl Running {
         let cause = SnapshotCause::Update;
         let replaced = Some(ReplacedData { data, since, cause, desired });
         self.agent.roster.publish(Member { replaced, ..self.member(instance, spec()) });
+    }
+
+    /// The host's state has this bucket, or none.
+    pub(super) fn copy_to(&self, bucket: Option<&str>) {
+        self.agent.roster.called(HostName::parse("web-1").expect("valid"));
+        self.agent.roster.copy_to(bucket.map(storage));
+    }
+
+    /// Whether every snapshot is reported to be off-site, and there is one.
+    pub(super) fn is_offsite(&self, instance: &str) -> bool {
+        let snapshots = self.report(instance).snapshots;
+        !snapshots.is_empty() && snapshots.iter().all(|snapshot| snapshot.offsite)
     }
 
     /// Asks, and waits for the answer.
