@@ -559,6 +559,7 @@ impl<M: Machine> InstanceLoop<M> {
                 self.facts = None;
                 if cause == Cause::Retry {
                     self.remembered.record.retry_not_before = None;
+                    self.steering.retry();
                 }
             }
             Woken::Target => {

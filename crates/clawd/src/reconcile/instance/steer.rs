@@ -108,9 +108,14 @@ impl Steering {
         }
     }
 
+    /// What failed may be tried again at once.
+    pub(super) const fn retry(&mut self) {
+        self.prepare_not_before = None;
+    }
+
     /// A new target is never held up by what its predecessor failed at.
     pub(super) fn retarget(&mut self) {
-        self.prepare_not_before = None;
+        self.retry();
         self.failures = 0;
     }
 }
