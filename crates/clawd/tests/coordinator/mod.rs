@@ -211,6 +211,16 @@ impl Host {
         self.said.borrow().last().cloned().unwrap_or_default()
     }
 
+    /// As kill -9 would end the agent.
+    pub(crate) async fn kill(self) {
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        self.running.abort();
+        // What has just been told to end does so.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     pub(crate) fn pass(&self, span: Duration) {
         self.world.machine.clock.advance(span);
     }
