@@ -24,6 +24,7 @@ mod link;
 mod offsite;
 mod pieces;
 mod ration;
+mod read_ahead;
 mod receive;
 mod repository;
 mod restore;

@@ -4,12 +4,12 @@ use std::fs::DirBuilder;
 use std::io::{Read, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 
-use claw_snapshot::{Access, Owner, UnpackLimits, Watcher, unpack};
+use claw_snapshot::{Access, ArchiveOrigin, Owner, UnpackLimits, Watcher, unpack};
 
 use super::errors::{export_fault, fault, not_found, unpack_fault};
-use super::link::Link;
+use super::link::{Link, say};
 use super::pieces::Outgoing;
-use super::protocol::{Fault, Job, Outcome, Take};
+use super::protocol::{Fault, Job, Outcome, Said, Take};
 use super::repository::{exists, find, open_or_make, open_sound, stored, sweep, unpacking};
 use super::restore::doing;
 use super::room::{PER_FILE, Room};
@@ -57,10 +57,22 @@ pub(super) fn import(job: &Job, order: &Take, link: &Link) -> Result<Outcome, Fa
         .map_err(|error| unpack_fault(&error))
         // An archive may be whole and its sender not content with it.
         .and_then(|unpacked| incoming.finish().map(|()| unpacked).map_err(|error| fault(&error)))
-        .and_then(|unpacked| take_new(job, order, (&repository, &unpacked.data), &link.meter()));
+        .and_then(|unpacked| {
+            tell_beside(&unpacked.origin);
+            take_new(job, order, (&repository, &unpacked.data), &link.meter())
+        });
     let swept = sweep(&into);
     let taken = taken?;
     swept.map(|()| taken)
+}
+
+/// A workspace or a configuration outside of the state directory has no place in an instance.
+fn tell_beside(origin: &ArchiveOrigin) {
+    let ArchiveOrigin::OpenClaw(backup) = origin else { return };
+    for asset in &backup.beside {
+        let (kind, source) = (&asset.kind, asset.source.display());
+        say(&Said::Log(format!("the {kind} at {source} is outside of the state, and left out")));
+    }
 }
 
 /// What an archive may become, of the room that there is.

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 
 use claw_snapshot::{
     AttachmentsError, ExportError, FreezeError, ReplicateError, RepositoryError, RestoreError,
-    SnapshotError, StorageError, UnpackError, VerifyError,
+    S3Fault, SnapshotError, StorageError, UnpackError, VerifyError,
 };
 
 use super::pieces::Cut;
@@ -76,8 +76,17 @@ pub(super) fn restore_fault(error: &RestoreError) -> Fault {
             | RestoreError::PackMissing { .. }
             | RestoreError::Repository(RepositoryError::Engine { .. })
     );
-    let kind = if damaged { FaultKind::Damaged } else { kind(error) };
+    let kind = if damaged && !is_away(error) { FaultKind::Damaged } else { kind(error) };
     Fault { kind, problem: chain(error) }
+}
+
+/// Whether a storage elsewhere could not be read, which says nothing of what is in it.
+fn is_away(error: &(dyn Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    let mut storage = causes.filter_map(|error| error.downcast_ref::<StorageError>());
+    storage
+        .find_map(StorageError::s3_fault)
+        .is_some_and(|fault| !matches!(fault, S3Fault::Absent | S3Fault::Short | S3Fault::Altered))
 }
 
 fn kind(error: &(dyn Error + 'static)) -> FaultKind {

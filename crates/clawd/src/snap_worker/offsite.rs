@@ -12,6 +12,7 @@ use super::errors::{failed, fault, replicate_fault};
 use super::link::{Link, say};
 use super::protocol::{Addressing, Fault, FaultKind, Job, Outcome, Place, Said, Surplus};
 use super::ration::Rationed;
+use super::read_ahead::ReadAhead;
 use super::repository::{exists, lock, open_on, sound};
 use super::restore::bring_back;
 
@@ -57,7 +58,7 @@ pub(super) fn restore_from(
 ) -> Result<Outcome, Fault> {
     // Nobody else restores meanwhile. A repository whose lock cannot be had is one reason to be here.
     let _lock = lock(job, Access::Exclusive).map_err(|fault| say(&Said::Log(fault.problem)));
-    let from = sound(Arc::new(open(place, Access::Shared)?))?;
+    let from = sound(Arc::new(ReadAhead::new(open(place, Access::Shared)?)?))?;
     let repository = open_on(job, Arc::new(from)).map_err(elsewhere)?;
     bring_back(job, (&repository, snapshot), into, link)
 }

@@ -5,10 +5,12 @@
 //! is in [`contract`]. Memory is measured in [`memory`], databases that are being written in [`databases`].
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its fixtures too")]
 
+mod carry;
 mod contract;
 mod damage;
 mod databases;
 mod ground;
+mod hostile;
 mod keys;
 mod memory;
 mod processes;

@@ -4,9 +4,12 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use clawd::adapters::snapshots::{Launcher, MEMORY_BYTES};
-use clawd::ports::{Snapshots as _, SnapshotsError, VerifyDepth};
+use clawd::ports::{
+    Offsite as _, Pipe, Snapshots as _, SnapshotsError, Surplus, Transfers as _, VerifyDepth,
+};
 
-use crate::ground::{Ground, Heard, Holding, noise, run, silent};
+use crate::ground::{Ground, Heard, Holding, generation, noise, run, silent, snapshot};
+use crate::s3::Moto;
 
 const FILES: u64 = 20_000;
 
@@ -55,6 +58,62 @@ fn twenty_thousand_files_fit() {
         for (doing, cost) in peaks {
             let (peak, held) = (cost.peak_bytes >> 20, cost.held);
             println!("{doing}: {peak} MiB, held for {held:?}, {} copied", cost.copied_files);
+            assert!(cost.peak_bytes > 0 && cost.peak_bytes < MEMORY_BYTES, "{doing}: {peak} MiB");
+        }
+    });
+}
+
+#[test]
+fn twenty_thousand_files_leave_the_host_and_come_to_another() {
+    let moto = Moto::start();
+    run(async {
+        let [home, away, third] = [(); 3].map(|()| Ground::new());
+        for directory in 0..200 {
+            let path = home.live().join(format!("agents/main/sessions/{directory}"));
+            fs::create_dir_all(&path).unwrap();
+            for file in 0..FILES / 200 {
+                let content = noise(directory * 1000 + file, 400);
+                fs::write(path.join(format!("{file}.jsonl")), content).unwrap();
+            }
+        }
+        for number in 0..2 {
+            home.write(&format!("large-{number}"), noise(number, 8_000_000));
+        }
+        home.take("one").await.unwrap();
+        let place = moto.place("hosts/home/demo/1");
+        let mut peaks = Vec::new();
+        let mut note = |doing, ground: &Ground| peaks.push((doing, ground.worker.last_cost()));
+        let (name, keys) = (snapshot("one"), home.worker.keys(&home.instance).await.unwrap());
+        let (home_port, away_port, keys) = (&home.worker, &away.worker, keys.unwrap());
+        home_port.copy_out(&home.instance, &place, Surplus::Kept, &silent).await.unwrap();
+        note("copy out", &home);
+        away_port.copy_in(&away.instance, &place, &keys, &silent).await.unwrap();
+        note("copy in", &away);
+        let into = generation(2);
+        away_port.restore_from(&away.instance, &place, &name, into, &silent).await.unwrap();
+        note("restore from", &away);
+        away_port.discard(&away.instance).await.unwrap();
+        let (here, there) = Pipe::pair();
+        let (sent, received) = tokio::join!(
+            home_port.send(&home.instance, here, &silent),
+            away_port.receive(&away.instance, &keys, there, &silent),
+        );
+        sent.unwrap();
+        received.unwrap();
+        note("send", &home);
+        note("receive", &away);
+        let (order, (here, there)) = (third.order("imported"), Pipe::pair());
+        let (exported, imported) = tokio::join!(
+            away_port.export(&away.instance, &name, here, &silent),
+            third.worker.import(&order, there, &silent),
+        );
+        exported.unwrap();
+        assert!(imported.unwrap().files > FILES);
+        note("export", &away);
+        note("import", &third);
+        for (doing, cost) in peaks {
+            let peak = cost.peak_bytes >> 20;
+            println!("{doing}: {peak} MiB");
             assert!(cost.peak_bytes > 0 && cost.peak_bytes < MEMORY_BYTES, "{doing}: {peak} MiB");
         }
     });

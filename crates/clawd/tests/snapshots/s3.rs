@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use claw_core::offsite::{BucketAddressing, OffsiteStorage};
 use claw_core::spec::Secret;
+use clawd::ports::OffsitePlace;
 
 /// The server's own program, of the engine's tests.
 const SCRIPT: &str =
@@ -43,6 +44,10 @@ impl Moto {
 
     pub(crate) fn storage(&self) -> OffsiteStorage {
         self.storage.clone()
+    }
+
+    pub(crate) fn place(&self, path: &str) -> OffsitePlace {
+        OffsitePlace { storage: self.storage(), path: path.to_owned() }
     }
 }
 
