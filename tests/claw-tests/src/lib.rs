@@ -29,6 +29,7 @@ pub mod restic;
 pub mod rig;
 pub mod servers;
 pub mod steps;
+pub mod strike;
 pub mod tenant;
 pub mod third_party;
 pub mod traffic;
