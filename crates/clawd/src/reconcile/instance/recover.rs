@@ -119,7 +119,8 @@ impl<M: Machine> InstanceLoop<M> {
         let now = self.now();
         let resting = self.recover_not_before.filter(|at| *at > now);
         let message = format!("bringing its data back from snapshot {snapshot}");
-        let phase = if resting.is_some() { Phase::Failed } else { Phase::Applying };
+        let failed = self.recover_not_before.is_some();
+        let phase = if failed { Phase::Failed } else { Phase::Applying };
         let plan = Plan { stages: Vec::new(), wait: Wait::Nothing, phase, message };
         self.describe(wanted, &plan, now);
         let what = Recover { instance: wanted.name.clone(), snapshot, into };

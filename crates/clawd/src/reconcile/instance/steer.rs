@@ -3,6 +3,7 @@
 //! Every change of what is remembered is durable before its effect. Where a change fails, the version
 //! before comes back, and only then anybody thinks about why.
 
+mod leftovers;
 mod versions;
 
 use std::rc::Rc;
@@ -227,22 +228,6 @@ impl<M: Machine> InstanceLoop<M> {
         let desired = Rc::new(with_spec(wanted, &spec, replaced.data)?);
         let cause = cause(!image_differs);
         Some(ReplacedData { data: replaced.data, since: replaced.since, cause, desired })
-    }
-
-    /// Directories that may go now.
-    pub(super) fn droppable(&self, wanted: &DesiredInstance) -> Option<Plan> {
-        let record = &self.remembered.record;
-        if record.cutover.is_some() {
-            return None;
-        }
-        let due = record.replaced.filter(|replaced| {
-            let held = self.agent.roster.held(&wanted.name);
-            self.now() >= replaced.until && held.holds_replaced(replaced.since)
-        });
-        let data = record.doomed.iter().copied().chain(due.map(|replaced| replaced.data)).next()?;
-        let step = Step::DropData { data };
-        let stages = vec![vec![step]];
-        Some(Plan { stages, wait: Wait::Nothing, phase: Phase::Applying, message: String::new() })
     }
 
     /// What is being made ready is, or cannot be.
@@ -475,29 +460,6 @@ impl<M: Machine> InstanceLoop<M> {
                 Some(self.give_up(wanted, problem, Verdict::Failed).await)
             }
         }
-    }
-
-    /// Deletes a directory that nobody needs.
-    pub(super) async fn drop_data(&mut self, wanted: &Rc<DesiredInstance>, plan: &Plan) -> Next {
-        let dropped: Vec<DataGeneration> = plan
-            .stages
-            .iter()
-            .flatten()
-            .filter_map(|step| match step {
-                Step::DropData { data } => Some(*data),
-                _ => None,
-            })
-            .collect();
-        match self.work(wanted, wanted, plan).await {
-            Ok(Worked::Done) => {}
-            // It may be there in part, and is removed another time.
-            Ok(Worked::Superseded | Worked::Forgotten) => return Next::Again,
-            Err(failure) => return self.failure(wanted, &failure),
-        }
-        let record = &mut self.remembered.record;
-        record.doomed.retain(|data| !dropped.contains(data));
-        record.replaced = record.replaced.filter(|replaced| !dropped.contains(&replaced.data));
-        self.persist(wanted).await
     }
 
     /// When a change, or data that is kept for a while, needs another look.
