@@ -89,3 +89,22 @@ fn what_changed_at_the_rough_snapshots_time_is_copied() {
     let refused = Frozen::hold(&source, rough.listing, &full, time).unwrap_err();
     assert!(matches!(refused, FreezeError::Copy { .. }), "{refused:?}");
 }
+
+#[test]
+fn a_copy_is_read_though_its_times_are_those_of_the_parent() {
+    let fixture = Fixture::with_repository();
+    fixture.write("file", noise(1, 30_000));
+    let repository = fixture.open();
+    // Its times prove nothing, then and later.
+    let rough = repository.snapshot(&request(0), &moving(&fixture), Watcher::none()).unwrap();
+    let path = fixture.source().join("file");
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    fixture.write("file", noise(2, 30_000));
+    File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+    let frozen = hold(&fixture, &rough.listing, "staging").unwrap();
+    let request = SnapshotRequest { parent: Parent::Of(rough.snapshot.id), ..request(LATER) };
+    let taken = repository.snapshot_frozen(&request, Arc::new(frozen), Watcher::none()).unwrap();
+    let into = fixture.path("out");
+    repository.restore(taken.snapshot.id, &Subtree::data(), &into, &Watcher::none()).unwrap();
+    assert_eq!(describe(&into), describe(&fixture.source()));
+}

@@ -85,6 +85,8 @@ impl Cutter {
         if self.filled < self.least {
             return Ok(self.filled);
         }
+        // The last byte of the window is left out: the engine does it like this, and cuts that are
+        // not the same would store everything once more.
         let window = self.buffer.get(self.least - WINDOW..self.least).unwrap_or_default();
         self.rabin.reset_and_prefill_window(&mut window.iter().copied());
         let mut end = self.least;
@@ -123,6 +125,113 @@ impl Cutter {
                 Err(fault) if fault.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return Err(CutError::Read),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustic_core::Id;
+    use rustic_core::repofile::ConfigFile;
+
+    use super::*;
+
+    const POLYNOMIAL: u64 = 0x003D_A335_8B4D_C173;
+    const SIZE: usize = 1024;
+    const LEAST: usize = 256;
+    const MOST: usize = 4096;
+
+    fn config() -> ConfigFile {
+        let mut config = ConfigFile::new(2, Id::default().into(), POLYNOMIAL);
+        config.chunk_size = Some(SIZE);
+        config.chunk_min_size = Some(LEAST);
+        config.chunk_max_size = Some(MOST);
+        config
+    }
+
+    /// The same bytes every time, that no rule foresees.
+    fn noise(length: usize) -> Vec<u8> {
+        let mut state = 1_u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state.to_be_bytes()[0]
+        };
+        (0..length).map(|_| next()).collect()
+    }
+
+    /// Gives so many bytes at a time.
+    struct Dribble<'a>(&'a [u8], usize);
+
+    impl Read for Dribble<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let count = self.1.min(buffer.len());
+            self.0.read(&mut buffer[..count])
+        }
+    }
+
+    fn cut(cutter: &mut Cutter, content: &[u8], at_a_time: usize) -> Vec<Vec<u8>> {
+        let mut chunks = Vec::new();
+        let taken = cutter.cut(&mut Dribble(content, at_a_time), |chunk| {
+            chunks.push(chunk.to_vec());
+            Ok::<_, ()>(())
+        });
+        assert!(taken.is_ok());
+        chunks
+    }
+
+    /// By the definition, with everything at hand and tables made anew for each chunk.
+    fn lengths(mut content: &[u8]) -> Vec<usize> {
+        let mut lengths = Vec::new();
+        while content.len() > LEAST {
+            let mut rabin = Rabin64::new_with_polynom(WINDOW_BITS, &POLYNOMIAL);
+            rabin.reset_and_prefill_window(&mut content[LEAST - WINDOW..].iter().copied());
+            let most = MOST.min(content.len());
+            let ends = |end: &usize| {
+                let ends = rabin.hash & 1023 == 0;
+                rabin.slide(content[*end]);
+                ends
+            };
+            let end = (LEAST..most).find(ends).unwrap_or(most);
+            lengths.push(end);
+            content = &content[end..];
+        }
+        lengths.extend((!content.is_empty()).then_some(content.len()));
+        lengths
+    }
+
+    #[test]
+    fn chunks_end_where_the_content_says_so_however_it_is_read() {
+        let mut cutter = Cutter::new(&config()).unwrap();
+        for length in [0, 1, 63, LEAST - 1, LEAST, LEAST + 1, MOST, MOST + 1, 60_000] {
+            let content = noise(length);
+            let chunks = cut(&mut cutter, &content, READ);
+            assert_eq!(chunks.concat(), content);
+            let found: Vec<_> = chunks.iter().map(Vec::len).collect();
+            assert_eq!(found, lengths(&content));
+            for at_a_time in [1, 7, 4096] {
+                assert_eq!(cut(&mut cutter, &content, at_a_time), chunks);
+            }
+        }
+        assert!(lengths(&noise(60_000)).len() > 20);
+    }
+
+    #[test]
+    fn what_comes_before_moves_only_the_first_chunks() {
+        let mut cutter = Cutter::new(&config()).unwrap();
+        let content = noise(60_000);
+        let moved = [&b"before"[..], &content].concat();
+        let (before, after) = (cut(&mut cutter, &content, READ), cut(&mut cutter, &moved, READ));
+        assert_eq!(before[before.len() - 5..], after[after.len() - 5..]);
+    }
+
+    #[test]
+    fn what_cannot_be_cut_is_refused() {
+        for (size, least, most) in [(1000, 256, 4096), (1024, 63, 4096), (1024, 256, 1000)] {
+            let mut config = config();
+            config.chunk_size = Some(size);
+            config.chunk_min_size = Some(least);
+            config.chunk_max_size = Some(most);
+            assert!(Cutter::new(&config).is_err(), "{size} {least} {most}");
         }
     }
 }
