@@ -10,6 +10,8 @@ pub mod epoch;
 pub mod firewall;
 pub mod hosts;
 pub mod instances;
+pub mod migration;
+pub mod offsite;
 pub mod plan;
 pub mod removal;
 pub mod rollback;
@@ -29,6 +31,7 @@ use crate::registry::Registry;
 use crate::store::Store;
 use crate::store::mutation::Effects;
 use crate::transfers::Transfers;
+use migration::Migrations;
 use crate::watch::Hub;
 
 /// Everything that the fleet's functions need; cheap to clone.
@@ -42,6 +45,8 @@ pub struct Fleet {
     pub hub: Arc<Hub>,
     /// Archives and repositories on their way.
     pub transfers: Transfers,
+    /// Moves of instances.
+    pub migrations: Arc<Migrations>,
     /// Certificates that are no longer taken, and the connections that use them.
     pub denylist: Arc<Denylist>,
     /// Issues certificates.

@@ -126,6 +126,20 @@ pub enum Precondition {
     TooManySnapshots,
     /// The host has not sent the passwords of the repository yet.
     NoEscrow,
+    /// The instance is being moved to another host.
+    Migrating,
+    /// The instance is not being moved.
+    NotMigrating,
+    /// The host is connected, and it would be passed over.
+    HostConnected,
+    /// Nothing is known to be off-site.
+    NoOffsiteCopy,
+    /// The host has no storage off-site.
+    NoOffsiteStorage,
+    /// The snapshot is not known to be off-site.
+    SnapshotNotOffsite,
+    /// A name is served for another instance of the host.
+    HostnameTaken,
     /// The agent speaks another version of the protocol.
     ProtocolVersion,
     /// Two machines use one certificate.
@@ -155,6 +169,13 @@ impl Precondition {
             Self::RevisionUnknown => "REVISION_UNKNOWN",
             Self::TooManySnapshots => "TOO_MANY_SNAPSHOTS",
             Self::NoEscrow => "NO_ESCROW",
+            Self::Migrating => "MIGRATING",
+            Self::NotMigrating => "NOT_MIGRATING",
+            Self::HostConnected => "HOST_CONNECTED",
+            Self::NoOffsiteCopy => "NO_OFFSITE_COPY",
+            Self::NoOffsiteStorage => "NO_OFFSITE_STORAGE",
+            Self::SnapshotNotOffsite => "SNAPSHOT_NOT_OFFSITE",
+            Self::HostnameTaken => "HOSTNAME_TAKEN",
             Self::ProtocolVersion => "PROTOCOL_VERSION",
             Self::HostCloned => "HOST_CLONED",
             Self::ImplausibleStamp => "IMPLAUSIBLE_STAMP",

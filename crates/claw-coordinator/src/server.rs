@@ -39,6 +39,7 @@ use crate::config::Config;
 use crate::connection::Shared;
 use crate::denylist::Denylist;
 use crate::fleet::Fleet;
+use crate::fleet::migration::driver::Driver;
 use crate::listener::Listener;
 use crate::registry::Registry;
 use crate::routes::{Routes, RoutesBuilder};
@@ -80,6 +81,7 @@ pub struct Coordinator {
     maintenance: Maintenance,
     listener: JoinHandle<()>,
     background: JoinHandle<()>,
+    driver: JoinHandle<()>,
     _lock: File,
 }
 
@@ -167,6 +169,7 @@ impl Coordinator {
         };
         let listener = tokio::spawn(listener.run(draining.subscribe()));
         let background = tokio::spawn(maintenance.clone().run());
+        let driver = tokio::spawn(Driver::new(fleet.clone()).run());
         tracing::info!(%address, "serving");
         Ok(Self {
             address,
@@ -177,6 +180,7 @@ impl Coordinator {
             maintenance,
             listener,
             background,
+            driver,
             _lock: lock,
         })
     }
@@ -205,6 +209,7 @@ impl Coordinator {
             self.health.set_service_status(service, ServingStatus::NotServing).await;
         }
         self.draining.send_replace(true);
+        self.driver.abort();
         self.fleet.transfers.close();
         let abort = self.listener.abort_handle();
         if tokio::time::timeout(self.config.drain, self.listener).await.is_err() {
@@ -258,6 +263,7 @@ async fn open_fleet(config: &Config, clock: Clock) -> Result<Fleet, StartError> 
         registry: Arc::new(Registry::new(clock.now().after(config.grace))),
         hub: Arc::new(Hub::new(config.watches)),
         transfers: Transfers::default(),
+        migrations: Arc::default(),
         denylist: Arc::new(Denylist::new(denied)),
         authority: Arc::new(authority),
         agent_lifetime: config.agent_lifetime,

@@ -178,6 +178,13 @@ mod tests {
             precondition(Precondition::RevisionUnknown),
             precondition(Precondition::TooManySnapshots),
             precondition(Precondition::NoEscrow),
+            precondition(Precondition::Migrating),
+            precondition(Precondition::NotMigrating),
+            precondition(Precondition::HostConnected),
+            precondition(Precondition::NoOffsiteCopy),
+            precondition(Precondition::NoOffsiteStorage),
+            precondition(Precondition::SnapshotNotOffsite),
+            precondition(Precondition::HostnameTaken),
             precondition(Precondition::ProtocolVersion),
             precondition(Precondition::HostCloned),
             precondition(Precondition::ImplausibleStamp),
@@ -241,6 +248,13 @@ FailedPrecondition SNAPSHOT_NOT_READY [PreconditionFailure] text
 FailedPrecondition REVISION_UNKNOWN [PreconditionFailure] text
 FailedPrecondition TOO_MANY_SNAPSHOTS [PreconditionFailure] text
 FailedPrecondition NO_ESCROW [PreconditionFailure] text
+FailedPrecondition MIGRATING [PreconditionFailure] text
+FailedPrecondition NOT_MIGRATING [PreconditionFailure] text
+FailedPrecondition HOST_CONNECTED [PreconditionFailure] text
+FailedPrecondition NO_OFFSITE_COPY [PreconditionFailure] text
+FailedPrecondition NO_OFFSITE_STORAGE [PreconditionFailure] text
+FailedPrecondition SNAPSHOT_NOT_OFFSITE [PreconditionFailure] text
+FailedPrecondition HOSTNAME_TAKEN [PreconditionFailure] text
 FailedPrecondition PROTOCOL_VERSION [PreconditionFailure] text
 FailedPrecondition HOST_CLONED [PreconditionFailure] text
 FailedPrecondition IMPLAUSIBLE_STAMP [PreconditionFailure] text

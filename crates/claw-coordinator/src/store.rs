@@ -13,6 +13,7 @@ pub mod events;
 pub mod host_state;
 pub mod hosts;
 pub mod instances;
+pub mod migrations;
 pub mod mutation;
 pub mod requests;
 pub mod revisions;

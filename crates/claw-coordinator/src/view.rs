@@ -1,5 +1,6 @@
 //! What the API shows: rows joined with what hosts said last.
 
+mod migration;
 pub mod snapshots;
 
 use std::collections::BTreeMap;
@@ -38,7 +39,19 @@ pub fn host(row: &HostRow, wanted: &Wanted, registry: &Registry, now: Timestamp)
         create_time: Some(timestamp_to_wire(row.created)),
         update_time: Some(timestamp_to_wire(row.updated)),
         firewall: row.firewall.clone(),
-        offsite: None,
+        offsite: row.offsite.as_ref().map(|stored| offsite(&stored.shown)),
+    }
+}
+
+fn offsite(shown: &node::OffsiteStorage) -> fleet::HostOffsite {
+    fleet::HostOffsite {
+        endpoint: shown.endpoint.clone(),
+        region: shown.region.clone(),
+        bucket: shown.bucket.clone(),
+        prefix: shown.prefix.clone(),
+        addressing: shown.addressing,
+        bandwidth: shown.bandwidth,
+        keys_set: true,
     }
 }
 
@@ -107,7 +120,7 @@ pub fn instance(
         update_time: Some(timestamp_to_wire(row.updated)),
         delete_time: row.deleted.map(timestamp_to_wire),
         revision: row.revision,
-        migration: None,
+        migration: row.migration.as_ref().map(|moving| migration::shown(moving, registry)),
     }
 }
 

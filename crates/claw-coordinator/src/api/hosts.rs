@@ -13,7 +13,7 @@ use crate::fleet::hosts::{Answer, HostPatch};
 use crate::page::Page;
 use crate::refusal::Refusal;
 use crate::store::mutation::Codec;
-use crate::store::{events, hosts, instances};
+use crate::store::{events, hosts, migrations};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -62,7 +62,7 @@ impl HostService for HostApi {
         let name = parse_host_name("name", &request.get_ref().name).map_err(Refusal::from)?;
         let (row, wanted) = self.fleet.store.read(|connection, _keys| {
             let row = hosts::load(connection, &name)?;
-            Ok((row, instances::names_of_host(connection, &name)?))
+            Ok((row, migrations::names_on_host(connection, &name)?))
         })?;
         let now = self.fleet.clock.now();
         let host = crate::view::host(&row, &wanted, &self.fleet.registry, now);
@@ -81,7 +81,7 @@ impl HostService for HostApi {
             .read_long(move |connection, _keys| {
                 let (rows, token) = hosts::list(connection, &page)?;
                 let with_wanted = rows.into_iter().map(|row| {
-                    let wanted = instances::names_of_host(connection, &row.name)?;
+                    let wanted = migrations::names_on_host(connection, &row.name)?;
                     Ok((row, wanted))
                 });
                 Ok((with_wanted.collect::<Result<Vec<_>, Refusal>>()?, token))
@@ -213,9 +213,24 @@ impl HostService for HostApi {
 
     async fn set_host_offsite(
         &self,
-        _request: Request<fleet::SetHostOffsiteRequest>,
+        request: Request<fleet::SetHostOffsiteRequest>,
     ) -> Result<Response<fleet::SetHostOffsiteResponse>, Status> {
-        Err(Status::unimplemented("not here yet"))
+        let caller = caller_of(&request)?;
+        let request = request.into_inner();
+        let envelope = Envelope {
+            method: "claw.fleet.v1.HostService/SetHostOffsite",
+            validate_only: request.validate_only,
+            request_id: &request.request_id,
+        };
+        let content = claw_proto::encode(&request);
+        let call = self.call(&envelope, &caller, &content)?;
+        let name = parse_host_name("name", &request.name).map_err(Refusal::from)?;
+        let answer = Answer {
+            codec: Codec { encode: claw_proto::encode, decode: claw_proto::decode },
+            make: |host| fleet::SetHostOffsiteResponse { host: Some(host) },
+        };
+        let set = self.fleet.set_host_offsite(call, name, request.etag, request.storage, answer);
+        Ok(Response::new(set.await?))
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use claw_core::name::InstanceName;
+use claw_core::name::{InstanceName, SnapshotName};
+use claw_core::spec::RestoreSource;
 use claw_proto::convert::name::{parse_host_name, parse_instance_name, parse_snapshot_name};
 use claw_proto::convert::violation::Violations;
 use claw_proto::fleet::v1::instance_service_server::InstanceService;
 use claw_proto::fleet::v1::{self as fleet};
+use claw_proto::node::v1 as node;
 use claw_store::rusqlite::Connection;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -15,6 +17,7 @@ use super::{Envelope, caller_of, watching};
 use crate::auth::Caller;
 use crate::fleet::Fleet;
 use crate::fleet::instances::{Action, Answer, SpecPatch};
+use crate::fleet::migration::{Destination, From};
 use crate::fleet::plan::Change;
 use crate::fleet::rollback::RollbackTarget;
 use crate::page::Page;
@@ -224,8 +227,10 @@ impl InstanceService for InstanceApi {
         let call = self.call(&envelope, &caller, &claw_proto::encode(&request))?;
         let name = parse_instance_name("name", &request.name).map_err(Refusal::from)?;
         let target = match &request.target {
-            Some(Target::Snapshot(text)) => snapshot_of(&name, text)?,
-            Some(Target::Revision(revision)) => RollbackTarget::Revision(*revision),
+            Some(Target::Snapshot(text)) => {
+                RollbackTarget::Snapshot(snapshot_of(&name, text)?, source_of(request.from)?)
+            }
+            Some(Target::Revision(revision)) => to_revision(*revision, request.from)?,
             None => return Err(Refusal::field("target", "must be said").into()),
         };
         let answer = Answer {
@@ -238,16 +243,46 @@ impl InstanceService for InstanceApi {
 
     async fn migrate_instance(
         &self,
-        _request: Request<fleet::MigrateInstanceRequest>,
+        request: Request<fleet::MigrateInstanceRequest>,
     ) -> Result<Response<fleet::MigrateInstanceResponse>, Status> {
-        Err(Status::unimplemented("not here yet"))
+        let caller = caller_of(&request)?;
+        let request = request.into_inner();
+        let envelope = Envelope {
+            method: "claw.fleet.v1.InstanceService/MigrateInstance",
+            validate_only: request.validate_only,
+            request_id: &request.request_id,
+        };
+        let call = self.call(&envelope, &caller, &claw_proto::encode(&request))?;
+        let name = parse_instance_name("name", &request.name).map_err(Refusal::from)?;
+        let asked = (request.host.as_str(), request.source(), request.snapshot.as_str());
+        let destination = destination(&name, asked, "")?;
+        let answer = Answer {
+            codec: Codec { encode: claw_proto::encode, decode: claw_proto::decode },
+            make: |instance| fleet::MigrateInstanceResponse { instance: Some(instance) },
+        };
+        let begun = self.fleet.migrate_instance(call, name, request.etag, destination, answer);
+        Ok(Response::new(begun.await?))
     }
 
     async fn cancel_migration(
         &self,
-        _request: Request<fleet::CancelMigrationRequest>,
+        request: Request<fleet::CancelMigrationRequest>,
     ) -> Result<Response<fleet::CancelMigrationResponse>, Status> {
-        Err(Status::unimplemented("not here yet"))
+        let caller = caller_of(&request)?;
+        let request = request.into_inner();
+        let envelope = Envelope {
+            method: "claw.fleet.v1.InstanceService/CancelMigration",
+            validate_only: request.validate_only,
+            request_id: &request.request_id,
+        };
+        let call = self.call(&envelope, &caller, &claw_proto::encode(&request))?;
+        let name = parse_instance_name("name", &request.name).map_err(Refusal::from)?;
+        let answer = Answer {
+            codec: Codec { encode: claw_proto::encode, decode: claw_proto::decode },
+            make: |instance| fleet::CancelMigrationResponse { instance: Some(instance) },
+        };
+        let cancelled = self.fleet.cancel_migration(call, name, request.etag, answer);
+        Ok(Response::new(cancelled.await?))
     }
 
     async fn list_instance_revisions(
@@ -279,15 +314,23 @@ impl InstanceService for InstanceApi {
         use fleet::plan_instance_request::Change as Wire;
         let request = request.into_inner();
         let name = parse_instance_name("name", &request.name).map_err(Refusal::from)?;
+        let from = request.from;
         let change = match request.change {
             Some(Wire::Update(update)) => Change::Update(Box::new(SpecPatch {
                 host: None,
                 spec: update.spec.unwrap_or_default(),
                 paths: update.update_mask.map(|mask| mask.paths).unwrap_or_default(),
             })),
-            Some(Wire::Snapshot(text)) => Change::Rollback(snapshot_of(&name, &text)?),
-            Some(Wire::Revision(revision)) => Change::Rollback(RollbackTarget::Revision(revision)),
-            Some(Wire::Migrate(_)) => return Err(Status::unimplemented("not here yet")),
+            Some(Wire::Snapshot(text)) => Change::Rollback(RollbackTarget::Snapshot(
+                snapshot_of(&name, &text)?,
+                source_of(from)?,
+            )),
+            Some(Wire::Revision(revision)) => Change::Rollback(to_revision(revision, from)?),
+            Some(Wire::Migrate(change)) => {
+                let source = change.source();
+                let asked = (change.host.as_str(), source, change.snapshot.as_str());
+                Change::Migrate(destination(&name, asked, "migrate.")?)
+            }
             None => return Err(Refusal::field("change", "must be said").into()),
         };
         let plan = self.fleet.plan_instance(name, change).await?;
@@ -345,12 +388,50 @@ impl InstanceService for InstanceApi {
 }
 
 /// A snapshot of this very instance.
-fn snapshot_of(instance: &InstanceName, text: &str) -> Result<RollbackTarget, Refusal> {
+fn snapshot_of(instance: &InstanceName, text: &str) -> Result<SnapshotName, Refusal> {
     let (of, snapshot) = parse_snapshot_name("snapshot", text)?;
     if of != *instance {
         return Err(Refusal::field("snapshot", format!("must be one of instances/{instance}")));
     }
-    Ok(RollbackTarget::Snapshot(snapshot))
+    Ok(snapshot)
+}
+
+/// Where a snapshot is read.
+fn source_of(wire: i32) -> Result<RestoreSource, Refusal> {
+    match node::RestoreSource::try_from(wire) {
+        Ok(node::RestoreSource::Unspecified | node::RestoreSource::Host) => Ok(RestoreSource::Host),
+        Ok(node::RestoreSource::Offsite) => Ok(RestoreSource::Offsite),
+        Err(_) => Err(Refusal::field("from", format!("unknown value {wire}"))),
+    }
+}
+
+/// To a revision, whose data stays: there is nothing to be read off-site.
+fn to_revision(revision: u64, from: i32) -> Result<RollbackTarget, Refusal> {
+    if source_of(from)? == RestoreSource::Offsite {
+        return Err(Refusal::field("from", "may be OFFSITE with a snapshot only"));
+    }
+    Ok(RollbackTarget::Revision(revision))
+}
+
+/// Where an instance shall move, from host, source and snapshot of a request.
+fn destination(
+    name: &InstanceName,
+    (host, source, snapshot): (&str, fleet::MigrationSource, &str),
+    path: &str,
+) -> Result<Destination, Refusal> {
+    let host = parse_host_name(&format!("{path}host"), host)?;
+    let from = match source {
+        fleet::MigrationSource::Unspecified | fleet::MigrationSource::Host => {
+            if !snapshot.is_empty() {
+                let text = "may be said with the source OFFSITE only";
+                return Err(Refusal::field(&format!("{path}snapshot"), text));
+            }
+            From::Host
+        }
+        fleet::MigrationSource::Offsite if snapshot.is_empty() => From::Newest,
+        fleet::MigrationSource::Offsite => From::Snapshot(snapshot_of(name, snapshot)?),
+    };
+    Ok(Destination { host, from })
 }
 
 impl InstanceApi {

@@ -15,7 +15,7 @@ use claw_proto::node::v1::command::Command;
 use claw_store::rusqlite::Connection;
 
 use super::Fleet;
-use super::instances::load_live;
+use super::instances::{load_live, load_settled};
 use super::rollback::usable;
 use super::snapshots::{ACCEPT_WITHIN, Answer, check_new, shown};
 use crate::refusal::Refusal;
@@ -122,7 +122,7 @@ impl Fleet {
         }
         let now = call.now;
         let instance = self.store.read(|connection, _keys| {
-            let instance = load_live(connection, &name, "")?;
+            let instance = load_settled(connection, &name, "")?;
             check_new(connection, &instance, &snapshot, now)?;
             Ok(instance)
         })?;

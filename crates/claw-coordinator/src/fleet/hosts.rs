@@ -15,7 +15,7 @@ use super::{Fleet, check_etag, firewall};
 use crate::refusal::{Precondition, Refusal};
 use crate::store::hosts::{self, HostRow};
 use crate::store::mutation::{Call, Codec, Done, Effects};
-use crate::store::{Keys, certificates, epoch, host_state, instances, random_id};
+use crate::store::{Keys, certificates, epoch, host_state, instances, migrations, random_id};
 
 /// Most labels of a host.
 const MAX_LABELS: usize = 64;
@@ -82,6 +82,7 @@ impl Fleet {
                 labels: patch.labels.unwrap_or_default(),
                 cordoned: patch.cordoned.unwrap_or(false),
                 firewall: unless_default(firewall),
+                offsite: None,
                 revision: 1,
                 created: now,
                 updated: now,
@@ -203,6 +204,11 @@ impl Fleet {
                 let subject = format!("hosts/{name}");
                 return Err(Refusal::precondition(Precondition::HostInUse, subject, description));
             }
+            if let Some(moving) = migrations::arriving(connection, &name)?.first() {
+                let subject = format!("hosts/{name}");
+                let text = format!("instances/{} is being moved to {subject}", moving.name);
+                return Err(Refusal::precondition(Precondition::HostInUse, subject, text));
+            }
             for instance in held.keys() {
                 instances::delete(connection, instance, now)?;
             }
@@ -225,7 +231,7 @@ impl Fleet {
         self.change_host(call, answer, job).await
     }
 
-    async fn change_host<R: Send + 'static>(
+    pub(super) async fn change_host<R: Send + 'static>(
         &self,
         call: Call,
         answer: Answer<R>,
@@ -241,7 +247,7 @@ impl Fleet {
             .mutate(call, codec, move |connection, keys| {
                 let (host, summary, effects) = job(connection, keys)?;
                 let resource = format!("hosts/{}", host.name);
-                let wanted = instances::names_of_host(connection, &host.name)?;
+                let wanted = migrations::names_on_host(connection, &host.name)?;
                 let response = make(crate::view::host(&host, &wanted, &registry, now));
                 Ok(Done { response, resource, summary, effects })
             })

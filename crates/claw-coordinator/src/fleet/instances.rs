@@ -16,7 +16,7 @@ use super::{Fleet, check_etag, spec_check};
 use crate::refusal::{Precondition, Refusal};
 use crate::store::instances::{self, InstanceRow};
 use crate::store::mutation::{Call, Codec, Done, Effects};
-use crate::store::{Keys, host_state, hosts, random_id, revisions};
+use crate::store::{Keys, host_state, hosts, migrations, random_id, revisions};
 
 /// How the answer to a change of an instance is made and kept.
 #[derive(Debug)]
@@ -75,8 +75,8 @@ impl Fleet {
         spec_check::faults(&spec, &self.store.keys().tiers).into_result()?;
         let now = call.now;
         let job = move |connection: &Connection, keys: &Keys| {
-            check_name_is_free(connection, &name)?;
             let host_row = hosts::load(connection, &host)?;
+            check_name_is_free(connection, &name, &host)?;
             if host_row.cordoned {
                 return Err(Refusal::precondition(
                     Precondition::HostCordoned,
@@ -97,6 +97,7 @@ impl Fleet {
                 created: now,
                 updated: now,
                 deleted: None,
+                migration: None,
             };
             let summary = format!("created on hosts/{}, image {}", instance.host, spec.image);
             instance.set_spec(spec, &keys.seal)?;
@@ -130,7 +131,7 @@ impl Fleet {
         let checked = self.store.read(check).ok();
         let now = call.now;
         let job = move |connection: &Connection, keys: &Keys| {
-            let mut instance = load_live(connection, &name, &etag)?;
+            let mut instance = load_settled(connection, &name, &etag)?;
             let mut faults = Violations::default();
             if patch.host.as_ref().is_some_and(|host| *host != instance.host) {
                 let text = format!("cannot be changed, is hosts/{}", instance.host);
@@ -181,6 +182,7 @@ impl Fleet {
             } else {
                 load_live(connection, &name, &etag)?
             };
+            check_settled(&instance)?;
             let Some(summary) = act(&mut instance, action, now)? else {
                 return Ok((instance, "nothing changed".to_owned()));
             };
@@ -348,16 +350,50 @@ pub(super) fn load_live(
     ))
 }
 
-fn check_name_is_free(connection: &Connection, name: &InstanceName) -> Result<(), Refusal> {
+/// An instance that is neither being deleted nor being moved.
+pub(super) fn load_settled(
+    connection: &Connection,
+    name: &InstanceName,
+    etag: &str,
+) -> Result<InstanceRow, Refusal> {
+    let instance = load_live(connection, name, etag)?;
+    check_settled(&instance)?;
+    Ok(instance)
+}
+
+fn check_settled(instance: &InstanceRow) -> Result<(), Refusal> {
+    let Some(moving) = instance.migration.as_ref().filter(|moving| moving.is_active()) else {
+        return Ok(());
+    };
+    let subject = format!("instances/{}", instance.name);
+    let text = format!(
+        "{subject} is being moved to hosts/{}; wait for its end, or cancel it",
+        moving.target
+    );
+    Err(Refusal::precondition(Precondition::Migrating, subject, text))
+}
+
+fn check_name_is_free(
+    connection: &Connection,
+    name: &InstanceName,
+    host: &HostName,
+) -> Result<(), Refusal> {
+    if migrations::has_departed(connection, host, name)? {
+        return Err(being_removed(name, host));
+    }
     match instances::find(connection, name)? {
         None => Ok(()),
-        Some(instance) if instance.deleted.is_some() => Err(Refusal::precondition(
-            Precondition::NameBeingRemoved,
-            format!("instances/{name}"),
-            format!("an instance of this name is still being removed from hosts/{}", instance.host),
-        )),
+        Some(instance) if instance.deleted.is_some() => Err(being_removed(name, &instance.host)),
         Some(_) => Err(Refusal::Exists { resource: format!("instances/{name}") }),
     }
+}
+
+pub(super) fn being_removed(name: &InstanceName, host: &HostName) -> Refusal {
+    Refusal::precondition(
+        Precondition::NameBeingRemoved,
+        format!("instances/{name}"),
+        format!("an instance of this name is still being removed from hosts/{host}"),
+    )
 }
 
 /// A reverse proxy serves each name for one instance only.
@@ -371,7 +407,11 @@ pub(super) fn check_hostnames(
         return Ok(());
     }
     let mut violations = Violations::default();
-    for other in instances::of_host(connection, host)? {
+    let mut others = instances::of_host(connection, host)?;
+    for moving in migrations::arriving(connection, host)? {
+        others.extend(instances::find(connection, &moving.name)?);
+    }
+    for other in others {
         if other.name == *name || other.deleted.is_some() {
             continue;
         }

@@ -8,14 +8,15 @@ use claw_core::address::{AddressPool, Slot};
 use claw_core::data::DataGeneration;
 use claw_core::name::InstanceName;
 use claw_core::plan::{DesiredInstance, Target, container_digest};
-use claw_core::spec::{InstanceSpec, Rehearsal, RunState};
+use claw_core::spec::{InstanceSpec, Rehearsal, RestoreSource, RunState};
 use claw_core::time::Timestamp;
 use claw_proto::convert::name::snapshot_resource;
 use claw_proto::convert::spec::redact;
 use claw_proto::fleet::v1 as fleet;
 use claw_store::rusqlite::Connection;
 
-use super::instances::{SpecPatch, changed_fields, check_hostnames, load_live, merge};
+use super::instances::{SpecPatch, changed_fields, check_hostnames, load_settled, merge};
+use super::migration::{self, Destination};
 use super::rollback::{RollbackTarget, RolledBack, rolled_back};
 use super::{Fleet, spec_check};
 use crate::refusal::Refusal;
@@ -30,6 +31,8 @@ pub enum Change {
     Update(Box<SpecPatch>),
     /// As a rollback would make it.
     Rollback(RollbackTarget),
+    /// As a migration would make it.
+    Migrate(Destination),
 }
 
 impl Fleet {
@@ -43,8 +46,13 @@ impl Fleet {
         change: Change,
     ) -> Result<fleet::InstancePlan, Refusal> {
         let now = self.clock.now();
-        let query =
-            move |connection: &Connection, keys: &Keys| plan(connection, keys, &name, change, now);
+        let registry = std::sync::Arc::clone(&self.registry);
+        let query = move |connection: &Connection, keys: &Keys| match change {
+            Change::Migrate(destination) => {
+                migration::plan::plan(&registry, connection, &name, &destination, now)
+            }
+            change => plan(connection, keys, &name, change, now),
+        };
         self.store.read_long(query).await
     }
 }
@@ -56,7 +64,7 @@ fn plan(
     change: Change,
     now: Timestamp,
 ) -> Result<fleet::InstancePlan, Refusal> {
-    let instance = load_live(connection, name, "")?;
+    let instance = load_settled(connection, name, "")?;
     let old = instance.full_spec(&keys.seal)?;
     let back = match change {
         Change::Update(patch) => {
@@ -64,6 +72,7 @@ fn plan(
             RolledBack { spec, revision: instance.revision, snapshot: None }
         }
         Change::Rollback(target) => rolled_back(connection, keys, &instance, &target, now)?,
+        Change::Migrate(_) => return Err(Refusal::damaged("plan", "a migration is planned elsewhere")),
     };
     spec_check::faults(&back.spec, &keys.tiers).into_result()?;
     check_hostnames(connection, &instance.host, name, &back.spec)?;
@@ -116,9 +125,10 @@ impl Told<'_> {
     fn consequences(&self, plan: &fleet::InstancePlan, restarts: bool) -> Vec<String> {
         let mut told = Vec::new();
         let runs = self.after.run == RunState::Running;
-        if let Some((snapshot, bytes)) = &self.back.snapshot {
+        if let Some((snapshot, bytes, from)) = &self.back.snapshot {
             let name = snapshot_resource(&self.instance.name, snapshot);
-            told.push(format!("{bytes} bytes of {name} are restored beside the present data"));
+            let read = if *from == RestoreSource::Offsite { ", read off-site," } else { "" };
+            told.push(format!("{bytes} bytes of {name}{read} are restored beside the present data"));
         }
         if plan.updates_image {
             told.push(self.about_image(plan.restores_data));

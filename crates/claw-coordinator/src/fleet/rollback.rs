@@ -11,7 +11,7 @@ use claw_proto::convert::name::snapshot_resource;
 use claw_proto::fleet::v1 as fleet;
 use claw_store::rusqlite::Connection;
 
-use super::instances::{Answer, changed_fields, check_hostnames, load_live};
+use super::instances::{Answer, changed_fields, check_hostnames, load_settled};
 use super::snapshots::{State, state};
 use super::{Fleet, spec_check};
 use crate::refusal::{Precondition, Refusal};
@@ -19,13 +19,13 @@ use crate::store::instances::{self, InstanceRow};
 use crate::store::mutation::Call;
 use crate::store::revisions::RevisionRow;
 use crate::store::snapshots::SnapshotRow;
-use crate::store::{Keys, revisions, snapshots};
+use crate::store::{Keys, hosts, revisions, snapshots};
 
 /// To what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RollbackTarget {
-    /// Spec, image and data of a snapshot.
-    Snapshot(SnapshotName),
+    /// Spec, image and data of a snapshot, read here.
+    Snapshot(SnapshotName, RestoreSource),
     /// The spec of a revision; the data stays.
     Revision(u64),
 }
@@ -37,8 +37,8 @@ pub(super) struct RolledBack {
     pub(super) spec: fleet::InstanceSpec,
     /// The revision that it is of.
     pub(super) revision: u64,
-    /// The snapshot whose data comes back, and its size.
-    pub(super) snapshot: Option<(SnapshotName, u64)>,
+    /// The snapshot whose data comes back, its size, and where it is read.
+    pub(super) snapshot: Option<(SnapshotName, u64, RestoreSource)>,
 }
 
 impl Fleet {
@@ -57,7 +57,7 @@ impl Fleet {
     ) -> Result<R, Refusal> {
         let now = call.now;
         let job = move |connection: &Connection, keys: &Keys| {
-            let mut instance = load_live(connection, &name, &etag)?;
+            let mut instance = load_settled(connection, &name, &etag)?;
             let old = instance.full_spec(&keys.seal)?;
             let back = rolled_back(connection, keys, &instance, &target, now)?;
             spec_check::faults(&back.spec, &keys.tiers).into_result()?;
@@ -66,8 +66,8 @@ impl Fleet {
             }
             check_hostnames(connection, &instance.host, &name, &back.spec)?;
             let summary = summary(&back, &changed_fields(&old, &back.spec));
-            if let Some((snapshot, _bytes)) = back.snapshot {
-                order(&mut instance, snapshot);
+            if let Some((snapshot, _bytes, from)) = back.snapshot {
+                order(&mut instance, snapshot, from);
             }
             instance.set_spec(back.spec, &keys.seal)?;
             instance.revision = instance.revision.saturating_add(1);
@@ -81,18 +81,19 @@ impl Fleet {
 
 /// Orders that the data of a snapshot comes back. An agent that has given up changing the instance takes
 /// it up again: somebody wants it now.
-fn order(instance: &mut InstanceRow, snapshot: SnapshotName) {
+fn order(instance: &mut InstanceRow, snapshot: SnapshotName, from: RestoreSource) {
     let counters = &mut instance.counters;
     let number = counters.restore.as_ref().map_or(0, |order| order.number).saturating_add(1);
-    counters.restore = Some(RestoreOrder { number, snapshot, from: RestoreSource::Host });
+    counters.restore = Some(RestoreOrder { number, snapshot, from });
     counters.rebuilds = counters.rebuilds.saturating_add(1);
 }
 
 fn summary(back: &RolledBack, changed: &[&str]) -> String {
     let changed = if changed.is_empty() { "nothing else".to_owned() } else { changed.join(", ") };
     match &back.snapshot {
-        Some((snapshot, _bytes)) => format!(
-            "rolled back to snapshot {snapshot} with the spec of revision {}: changed {changed}",
+        Some((snapshot, _bytes, from)) => format!(
+            "rolled back to snapshot {snapshot}{} with the spec of revision {}: changed {changed}",
+            if *from == RestoreSource::Offsite { ", read off-site," } else { "" },
             back.revision
         ),
         None => format!("rolled back to revision {}: changed {changed}", back.revision),
@@ -116,8 +117,11 @@ pub(super) fn rolled_back(
             let spec = spec_of(keys, &revision, &present)?;
             Ok(RolledBack { spec, revision: revision.revision, snapshot: None })
         }
-        RollbackTarget::Snapshot(name) => {
-            let (row, info) = usable(connection, instance, name, now)?;
+        RollbackTarget::Snapshot(name, from) => {
+            let (row, info) = match from {
+                RestoreSource::Host => usable(connection, instance, name, now)?,
+                RestoreSource::Offsite => usable_offsite(connection, instance, name, now)?,
+            };
             let history = revisions::history(connection, &instance.uid)?;
             let number = history.at(info.generation, &info.image);
             let revision = match number {
@@ -132,7 +136,7 @@ pub(super) fn rolled_back(
             let mut spec = spec_of(keys, &revision, &present)?;
             // Data and image are one: it is the image that ran on this data, whatever the spec said.
             spec.image = info.image.to_string();
-            let snapshot = Some((row.name, info.bytes));
+            let snapshot = Some((row.name, info.bytes, *from));
             Ok(RolledBack { spec, revision: revision.revision, snapshot })
         }
     }
@@ -155,7 +159,7 @@ pub(super) fn usable(
         }
         (State::Damaged, _) => (
             Precondition::SnapshotDamaged,
-            "is damaged: nothing can be brought back from it; list the others",
+            "is damaged: nothing can be brought back from it; list the others, or read it off-site",
         ),
         (State::Deleting, _) => (Precondition::SnapshotNotReady, "is being deleted"),
         (State::Ready | State::Taking | State::Failed(_), _) => {
@@ -163,6 +167,32 @@ pub(super) fn usable(
         }
     };
     Err(refusal(reason, instance, name, text))
+}
+
+/// A snapshot whose data can be read in the copy off-site, whatever has become of it on its host.
+fn usable_offsite(
+    connection: &Connection,
+    instance: &InstanceRow,
+    name: &SnapshotName,
+    now: Timestamp,
+) -> Result<(SnapshotRow, SnapshotInfo), Refusal> {
+    let host = hosts::load(connection, &instance.host)?;
+    if host.offsite.is_none() {
+        let subject = format!("hosts/{}", host.name);
+        let text = format!("{subject} has no storage off-site; set it first");
+        return Err(Refusal::precondition(Precondition::NoOffsiteStorage, subject, text));
+    }
+    let found = snapshots::find(connection, &instance.uid, name)?;
+    let damaged = found.filter(|row| state(row, now) == State::Damaged);
+    let (row, info) = match damaged.and_then(|row| row.listed.clone().map(|info| (row, info))) {
+        Some(known) => known,
+        None => usable(connection, instance, name, now)?,
+    };
+    if !info.offsite {
+        let text = "is not known to be off-site";
+        return Err(refusal(Precondition::SnapshotNotOffsite, instance, name, text));
+    }
+    Ok((row, info))
 }
 
 fn refusal(

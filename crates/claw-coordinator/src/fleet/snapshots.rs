@@ -18,7 +18,7 @@ use claw_proto::node::v1::command::Command;
 use claw_store::rusqlite::Connection;
 
 use super::Fleet;
-use super::instances::load_live;
+use super::instances::load_settled;
 use crate::clock::before;
 use crate::refusal::{Precondition, Refusal};
 use crate::store::audit::{self, Entry};
@@ -189,7 +189,7 @@ impl Fleet {
             return Ok(earlier);
         }
         let host = self.store.read(|connection, _keys| {
-            let instance = load_live(connection, &name, "")?;
+            let instance = load_settled(connection, &name, "")?;
             check(connection, &instance)?;
             Ok(instance.host)
         })?;
@@ -198,7 +198,7 @@ impl Fleet {
             asked.answer(ACCEPT_WITHIN).await?;
         }
         let job = move |connection: &Connection, _keys: &Keys| {
-            let instance = load_live(connection, &name, "")?;
+            let instance = load_settled(connection, &name, "")?;
             let (view, resource, summary) = job(connection, &instance)?;
             let effects = Effects { instances: [name].into(), ..Effects::default() };
             Ok(Done { response: make(view), resource, summary: summary.to_owned(), effects })
@@ -218,6 +218,9 @@ impl Fleet {
         name: &InstanceName,
         mut report: BackupReport,
     ) -> Result<(), Refusal> {
+        if self.note_arrival(host, name, &report)? {
+            return Ok(());
+        }
         let digest = Digest::of(&claw_proto::encode(&backup_status_to_wire(name, &report)));
         let lists_none = report.snapshots.is_empty();
         let find = move |connection: &Connection, host: &HostName, name: &InstanceName| {
@@ -234,7 +237,7 @@ impl Fleet {
             let Some(known) = find(connection, &host, &instance)? else { return Ok(()) };
             // What was kept of an earlier instance of this name is not this one's.
             report.snapshots.retain(|snapshot| snapshot.generation >= known.since);
-            snapshots::store_report(connection, &known, &report, digest, now)
+            snapshots::store_report(connection, &known, &report, Some(digest), now)
         };
         self.store.write(job).await?;
         self.hub.changed(&[name.clone()].into());
@@ -247,6 +250,11 @@ impl Fleet {
     /// [`Refusal::Internal`], [`Refusal::Unavailable`]
     pub async fn note_escrow(&self, host: &HostName, given: Escrow) -> Result<bool, Refusal> {
         let digest = given.digest();
+        if let Some(instance) = self.arriving_on(host, &given.instance)? {
+            // It is not the new host's yet: the passwords are those that it was given.
+            let find = |connection: &Connection, _keys: &Keys| of_instance(connection, &instance);
+            return Ok(self.store.read(find)?.escrow == Some(digest));
+        }
         let known = self
             .store
             .read(|connection, _keys| snapshots::on_host(connection, host, &given.instance))?;

@@ -81,14 +81,36 @@ pub(crate) fn append_own(
     at: Timestamp,
     event: &OwnEvent,
 ) -> Result<(), Refusal> {
+    own(connection, host, "", at, event)
+}
+
+/// As [`append_own`], of an instance.
+pub(crate) fn append_about(
+    connection: &Connection,
+    host: &HostName,
+    instance: &InstanceName,
+    at: Timestamp,
+    event: &OwnEvent,
+) -> Result<(), Refusal> {
+    own(connection, host, instance.as_str(), at, event)
+}
+
+fn own(
+    connection: &Connection,
+    host: &HostName,
+    instance: &str,
+    at: Timestamp,
+    event: &OwnEvent,
+) -> Result<(), Refusal> {
     connection
         .prepare_cached(
             "INSERT INTO event (host, stream, sequence, at_ms, instance, kind, severity, message)
-             VALUES (?1, 0, 0, ?2, '', ?3, ?4, ?5)",
+             VALUES (?1, 0, 0, ?2, ?3, ?4, ?5, ?6)",
         )?
         .execute((
             host.as_str(),
             at.millis(),
+            instance,
             event.kind,
             severity_to_wire(event.severity),
             &event.message,

@@ -7,7 +7,9 @@
 use bytes::Bytes;
 use claw_core::firewall::HostPolicy;
 use claw_core::host::{HostState, MAX_STATE_BYTES};
+use claw_core::migration::Start;
 use claw_core::name::HostName;
+use claw_core::spec::{InstanceSpec, RestoreOrder, RestoreSource, RunState};
 use claw_core::stamp::{Digest, Generation, Stamp};
 use claw_proto::convert::session::encode_host_state;
 use claw_proto::convert::spec::instance_spec;
@@ -16,7 +18,7 @@ use claw_store::rusqlite::Connection;
 
 use super::hosts::HostRow;
 use super::instances::InstanceRow;
-use super::{Keys, epoch, hosts, instances};
+use super::{Keys, epoch, hosts, instances, migrations};
 use crate::refusal::{Precondition, Refusal};
 
 /// What a host should hold, ready to be sent.
@@ -69,6 +71,22 @@ pub fn advance(
     keys: &Keys,
     host: &HostRow,
 ) -> Result<Generation, Refusal> {
+    advance_above(connection, keys, host, Generation(0))
+}
+
+/// As [`advance`]; a new generation is above `floor` as well.
+///
+/// What an instance's snapshots and revisions say of generations stays in order when it moves to a host whose
+/// generations are lower.
+///
+/// # Errors
+/// As [`advance`].
+pub fn advance_above(
+    connection: &Connection,
+    keys: &Keys,
+    host: &HostRow,
+    floor: Generation,
+) -> Result<Generation, Refusal> {
     let bytes = build(connection, keys, host)?;
     if bytes.len() > MAX_STATE_BYTES {
         return Err(Refusal::precondition(
@@ -86,7 +104,7 @@ pub fn advance(
     if digest == host.stamp.digest {
         return Ok(host.stamp.generation);
     }
-    let generation = Generation(host.stamp.generation.0.saturating_add(1));
+    let generation = Generation(host.stamp.generation.max(floor).0.saturating_add(1));
     hosts::set_stamp(connection, &host.name, &Stamp { generation, digest, ..host.stamp })?;
     Ok(generation)
 }
@@ -134,22 +152,48 @@ pub fn complete(
     instance: &InstanceRow,
     full: &fleet::InstanceSpec,
     field: &str,
-) -> Result<claw_core::spec::InstanceSpec, Refusal> {
+) -> Result<InstanceSpec, Refusal> {
     instance_spec(full, &keys.tiers, instance.counters.clone())
         .map_err(|violations| Refusal::Invalid(violations.below(field)))
 }
 
 fn build(connection: &Connection, keys: &Keys, host: &HostRow) -> Result<Bytes, Refusal> {
-    let mut state = HostState { firewall: host.host_policy()?, ..HostState::default() };
+    let mut state = HostState {
+        firewall: host.host_policy()?,
+        offsite: host.offsite_storage(&keys.seal)?,
+        ..HostState::default()
+    };
+    for departed in migrations::departed(connection, &host.name)? {
+        state.confirm_removal.insert(departed.name);
+    }
     for instance in instances::of_host(connection, &host.name)? {
         if instance.deleted.is_some() {
             state.confirm_removal.insert(instance.name);
             continue;
         }
-        let full = instance.full_spec(&keys.seal)?;
-        let field = format!("instances/{}", instance.name);
-        let spec = complete(keys, &instance, &full, &field)?;
+        let mut spec = as_wanted(keys, &instance)?;
+        if instance.migration.as_ref().is_some_and(|moving| moving.state.stage.pauses_source()) {
+            spec.run = RunState::Paused;
+        }
+        state.instances.insert(instance.name, spec);
+    }
+    for moving in migrations::arriving(connection, &host.name)? {
+        let Some(start) = moving.state.stage.start() else { continue };
+        let instance = instances::load(connection, &moving.name)?;
+        let spec = InstanceSpec { restore: Some(order(start)), ..as_wanted(keys, &instance)? };
         state.instances.insert(instance.name, spec);
     }
     Ok(encode_host_state(&state))
+}
+
+fn as_wanted(keys: &Keys, instance: &InstanceRow) -> Result<InstanceSpec, Refusal> {
+    let full = instance.full_spec(&keys.seal)?;
+    complete(keys, instance, &full, &format!("instances/{}", instance.name))
+}
+
+/// The order to restore with which an instance starts on its new host.
+#[must_use]
+pub fn order(start: &Start) -> RestoreOrder {
+    let (number, snapshot) = (start.restore, start.snapshot.clone());
+    RestoreOrder { number, snapshot, from: RestoreSource::Host }
 }

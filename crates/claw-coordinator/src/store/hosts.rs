@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 
 use claw_core::firewall::HostPolicy;
 use claw_core::name::HostName;
+use claw_core::offsite::OffsiteStorage;
 use claw_core::stamp::{Digest, Epoch, Generation, Stamp};
 use claw_core::time::Timestamp;
+use claw_identity::seal::SealKey;
+use claw_proto::convert::backup::offsite_storage_from_wire;
 use claw_proto::convert::firewall::host_policy_from_wire;
 use claw_proto::fleet::v1 as fleet;
 use claw_proto::node::v1 as node;
 use claw_store::rusqlite::{Connection, OptionalExtension as _, Row, named_params};
 
-use super::{int, time, time_or_none, uint};
+use super::{int, migrations, time, time_or_none, uint};
 use crate::page::Page;
 use crate::refusal::{Fault, Refusal};
 
@@ -28,7 +31,9 @@ pub struct HostRow {
     pub cordoned: bool,
     /// What may come in, as it was given; `None` for the default.
     pub firewall: Option<node::HostFirewall>,
-    /// Rises with every change of labels, cordon or firewall.
+    /// Where its repositories are copied to, if anywhere.
+    pub offsite: Option<StoredOffsite>,
+    /// Rises with every change of labels, cordon, firewall or off-site storage.
     pub revision: u64,
     /// When it was registered.
     pub created: Timestamp,
@@ -50,8 +55,63 @@ pub struct HostRow {
     pub next_event: u64,
 }
 
+/// A storage off-site: the API's view of it, and all of it sealed.
+#[derive(Clone, PartialEq)]
+pub struct StoredOffsite {
+    /// Without its keys.
+    pub shown: node::OffsiteStorage,
+    /// With them.
+    sealed: Vec<u8>,
+}
+
+impl StoredOffsite {
+    /// Seals a storage for the host with this uid.
+    ///
+    /// # Errors
+    /// [`Refusal::Internal`]
+    pub(crate) fn seal(
+        uid: &str,
+        storage: &node::OffsiteStorage,
+        seal: &SealKey,
+    ) -> Result<Self, Refusal> {
+        let plain = claw_proto::encode(storage);
+        let sealed =
+            seal.seal(&offsite_context(uid), &plain, &mut rand::rng()).map_err(Fault::Seal)?;
+        let mut shown = storage.clone();
+        shown.access_key.clear();
+        shown.secret_key.clear();
+        Ok(Self { shown, sealed })
+    }
+}
+
+impl std::fmt::Debug for StoredOffsite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoredOffsite").field("shown", &self.shown).finish_non_exhaustive()
+    }
+}
+
+fn offsite_context(uid: &str) -> Vec<u8> {
+    format!("hosts/{uid}/offsite").into_bytes()
+}
+
 impl HostRow {
-    /// Changes with every change of labels, cordon or firewall.
+    /// Where its repositories are copied to, with the keys.
+    ///
+    /// # Errors
+    /// [`Refusal::Internal`] when they do not open.
+    pub fn offsite_storage(&self, seal: &SealKey) -> Result<Option<OffsiteStorage>, Refusal> {
+        let Some(stored) = &self.offsite else { return Ok(None) };
+        let what = || format!("off-site storage of hosts/{}", self.name);
+        let opened = seal
+            .open(&offsite_context(&self.uid), &stored.sealed)
+            .map_err(|source| Fault::Sealed { what: what(), source })?;
+        let wire: node::OffsiteStorage =
+            claw_proto::decode(&opened).map_err(|source| Fault::Stored { what: what(), source })?;
+        let storage = offsite_storage_from_wire(&wire);
+        storage.map(Some).map_err(|faults| Refusal::damaged(what(), faults))
+    }
+
+    /// Changes with every change of labels, cordon, firewall or off-site storage.
     #[must_use]
     pub fn etag(&self) -> String {
         super::etag(&self.uid, self.revision)
@@ -73,7 +133,7 @@ impl HostRow {
 /// What a host shows besides its labels and firewall, roughly.
 const ROW_BYTES: usize = 1024;
 
-const COLUMNS: &str = "name, uid, message, cordoned, firewall, revision, created_ms, updated_ms, joined_ms, \
+const COLUMNS: &str = "name, uid, message, cordoned, firewall, offsite, offsite_sealed, revision, created_ms, updated_ms, joined_ms, \
     revoked, certificate_expires_ms, last_seen_ms, epoch, generation, digest, event_stream, \
     next_event";
 
@@ -147,12 +207,12 @@ pub(crate) fn insert(connection: &Connection, host: &HostRow) -> Result<(), Refu
     Ok(())
 }
 
-/// Writes labels, cordon, firewall, revision, time of change and revocation.
+/// Writes labels, cordon, firewall, off-site storage, revision, time of change and revocation.
 pub(crate) fn update(connection: &Connection, host: &HostRow) -> Result<(), Refusal> {
     connection
         .prepare_cached(
             "UPDATE host SET message = ?2, cordoned = ?3, revision = ?4, updated_ms = ?5,
-                             revoked = ?6, firewall = ?7
+                             revoked = ?6, firewall = ?7, offsite = ?8, offsite_sealed = ?9
              WHERE name = ?1",
         )?
         .execute((
@@ -163,6 +223,8 @@ pub(crate) fn update(connection: &Connection, host: &HostRow) -> Result<(), Refu
             host.updated.millis(),
             host.revoked,
             host.firewall.as_ref().map(claw_proto::encode),
+            host.offsite.as_ref().map(|offsite| claw_proto::encode(&offsite.shown)),
+            host.offsite.as_ref().map(|offsite| &offsite.sealed),
         ))?;
     Ok(())
 }
@@ -233,6 +295,7 @@ pub(crate) fn set_events(
 pub(crate) fn delete(connection: &Connection, name: &HostName) -> Result<(), Refusal> {
     connection.execute("DELETE FROM join_token WHERE host = ?1", [name.as_str()])?;
     connection.execute("DELETE FROM event WHERE host = ?1", [name.as_str()])?;
+    migrations::forget_host(connection, name)?;
     connection.execute("DELETE FROM host WHERE name = ?1", [name.as_str()])?;
     Ok(())
 }
@@ -254,6 +317,15 @@ fn from_row(row: &Row<'_>) -> Result<HostRow, Refusal> {
         .map(|bytes| claw_proto::decode(&bytes))
         .transpose()
         .map_err(|source| Fault::Stored { what: format!("firewall of hosts/{name}"), source })?;
+    let offsite = match (row.get::<_, Option<Vec<u8>>>("offsite")?, row.get("offsite_sealed")?) {
+        (Some(shown), Some(sealed)) => {
+            let what = || format!("off-site storage of hosts/{name}");
+            let shown = claw_proto::decode(&shown)
+                .map_err(|source| Fault::Stored { what: what(), source })?;
+            Some(StoredOffsite { shown, sealed })
+        }
+        _ => None,
+    };
     let digest = Digest::from_slice(&row.get::<_, Vec<u8>>("digest")?)
         .ok_or_else(|| Refusal::damaged(format!("digest of hosts/{name}"), "not 32 bytes"))?;
     Ok(HostRow {
@@ -262,6 +334,7 @@ fn from_row(row: &Row<'_>) -> Result<HostRow, Refusal> {
         labels: message.labels,
         cordoned: row.get("cordoned")?,
         firewall,
+        offsite,
         revision: uint(row, "revision")?,
         created: time(row, "created_ms")?,
         updated: time(row, "updated_ms")?,

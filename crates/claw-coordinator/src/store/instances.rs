@@ -13,6 +13,7 @@ use claw_proto::fleet::v1 as fleet;
 use claw_proto::node::v1 as node;
 use claw_store::rusqlite::{Connection, OptionalExtension as _, Row, named_params};
 
+use super::migrations::{self, MigrationRow};
 use super::{int, snapshots, time, time_or_none, uint};
 use crate::page::Page;
 use crate::refusal::{Fault, Refusal};
@@ -42,6 +43,8 @@ pub struct InstanceRow {
     pub updated: Timestamp,
     /// When it was deleted; its host still removes it.
     pub deleted: Option<Timestamp>,
+    /// Its move to another host, under way or ended last.
+    pub migration: Option<MigrationRow>,
 }
 
 impl InstanceRow {
@@ -106,8 +109,18 @@ pub(super) fn open_spec(
 /// What an instance shows besides its spec, roughly.
 const ROW_BYTES: usize = 2048;
 
-const COLUMNS: &str = "name, uid, host, spec, sealed, restarts, rebuilds, restore, revision, \
-    generation, created_ms, updated_ms, deleted_ms";
+const COLUMNS: &str = "i.name AS name, i.uid AS uid, i.host AS host, i.spec AS spec, \
+    i.sealed AS sealed, i.restarts AS restarts, i.rebuilds AS rebuilds, i.restore AS restore, \
+    i.revision AS revision, i.generation AS generation, i.created_ms AS created_ms, \
+    i.updated_ms AS updated_ms, i.deleted_ms AS deleted_ms";
+
+/// Instances with the rest of the query, each joined with its migration.
+fn select(rest: &str) -> String {
+    let migration = migrations::COLUMNS;
+    format!(
+        "SELECT {COLUMNS}, {migration} FROM instance i LEFT JOIN migration m ON m.uid = i.uid {rest}"
+    )
+}
 
 /// An instance, if it exists.
 ///
@@ -115,7 +128,7 @@ const COLUMNS: &str = "name, uid, host, spec, sealed, restarts, rebuilds, restor
 /// [`Refusal::Internal`]
 pub fn find(connection: &Connection, name: &InstanceName) -> Result<Option<InstanceRow>, Refusal> {
     connection
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM instance WHERE name = ?1"))?
+        .prepare_cached(&select("WHERE i.name = ?1"))?
         .query_row([name.as_str()], |row| Ok(from_row(row)))
         .optional()?
         .transpose()
@@ -139,10 +152,8 @@ pub fn list(
     host: Option<&HostName>,
     page: &Page,
 ) -> Result<(Vec<InstanceRow>, String), Refusal> {
-    let filter = if host.is_some() { "host = ?1" } else { "?1 = ''" };
-    let sql = format!(
-        "SELECT {COLUMNS} FROM instance WHERE {filter} AND name > ?2 ORDER BY name LIMIT ?3"
-    );
+    let filter = if host.is_some() { "i.host = ?1" } else { "?1 = ''" };
+    let sql = select(&format!("WHERE {filter} AND i.name > ?2 ORDER BY i.name LIMIT ?3"));
     let mut statement = connection.prepare_cached(&sql)?;
     let host = host.map(HostName::as_str).unwrap_or_default();
     let after = page.after.as_deref().unwrap_or_default();
@@ -161,7 +172,7 @@ pub fn list(
 /// # Errors
 /// [`Refusal::Internal`]
 pub fn of_host(connection: &Connection, host: &HostName) -> Result<Vec<InstanceRow>, Refusal> {
-    let sql = format!("SELECT {COLUMNS} FROM instance WHERE host = ?1 ORDER BY name");
+    let sql = select("WHERE i.host = ?1 ORDER BY i.name");
     let mut statement = connection.prepare_cached(&sql)?;
     let rows = statement.query_map([host.as_str()], |row| Ok(from_row(row)))?;
     rows.map(|row| row?).collect()
@@ -169,9 +180,7 @@ pub fn of_host(connection: &Connection, host: &HostName) -> Result<Vec<InstanceR
 
 /// Instances from before there were repositories.
 pub(super) fn without_repository(connection: &Connection) -> Result<Vec<InstanceRow>, Refusal> {
-    let sql = format!(
-        "SELECT {COLUMNS} FROM instance WHERE uid NOT IN (SELECT uid FROM repository) ORDER BY name"
-    );
+    let sql = select("WHERE i.uid NOT IN (SELECT uid FROM repository) ORDER BY i.name");
     let mut statement = connection.prepare(&sql)?;
     let rows = statement.query_map((), |row| Ok(from_row(row)))?;
     rows.map(|row| row?).collect()
@@ -225,13 +234,14 @@ pub(crate) fn insert(connection: &Connection, instance: &InstanceRow) -> Result<
 pub(crate) fn update(connection: &Connection, instance: &InstanceRow) -> Result<(), Refusal> {
     connection
         .prepare_cached(
-            "UPDATE instance SET spec = :spec, sealed = :sealed, restarts = :restarts,
+            "UPDATE instance SET host = :host, spec = :spec, sealed = :sealed, restarts = :restarts,
                  rebuilds = :rebuilds, restore = :restore, revision = :revision,
                  generation = :generation, updated_ms = :updated, deleted_ms = :deleted
              WHERE name = :name",
         )?
         .execute(named_params! {
             ":name": instance.name.as_str(),
+            ":host": instance.host.as_str(),
             ":spec": claw_proto::encode(&instance.spec),
             ":sealed": instance.sealed,
             ":restarts": int(instance.counters.restarts),
@@ -267,7 +277,7 @@ pub(crate) fn set_generation_of_host(
         "UPDATE instance SET generation = ?2 WHERE host = ?1",
         (host.as_str(), int(generation.0)),
     )?;
-    Ok(())
+    migrations::set_generation_of_host(connection, host, generation)
 }
 
 /// Deletes the row; what is known of the instance's snapshots stays for a while.
@@ -277,6 +287,7 @@ pub(crate) fn delete(
     now: Timestamp,
 ) -> Result<(), Refusal> {
     snapshots::retire(connection, name, now)?;
+    migrations::delete_of(connection, name)?;
     connection.execute("DELETE FROM instance WHERE name = ?1", [name.as_str()])?;
     Ok(())
 }
@@ -318,6 +329,7 @@ fn from_row(row: &Row<'_>) -> Result<InstanceRow, Refusal> {
         created: time(row, "created_ms")?,
         updated: time(row, "updated_ms")?,
         deleted: time_or_none(row, "deleted_ms")?,
+        migration: migrations::from_row(row)?,
         name,
     })
 }

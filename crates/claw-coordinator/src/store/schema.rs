@@ -12,7 +12,44 @@ pub(crate) const MIGRATIONS: &[Migration] = &[
     // An encoded claw.node.v1.HostFirewall; NULL for its default.
     Migration { version: 2, sql: "ALTER TABLE host ADD COLUMN firewall BLOB;" },
     Migration { version: 3, sql: SNAPSHOTS },
+    Migration { version: 4, sql: OFFSITE },
 ];
+
+/// `host.offsite` is an encoded claw.node.v1.OffsiteStorage without its keys, `host.offsite_sealed` all of it,
+/// sealed; both NULL for none. `migration` has one row per instance, the newest; the columns from `snapshot` to
+/// `cleaned` are those of its stage. `departed.generation` is the host's that first confirmed the removal.
+const OFFSITE: &str = "
+ALTER TABLE host ADD COLUMN offsite BLOB;
+ALTER TABLE host ADD COLUMN offsite_sealed BLOB;
+
+CREATE TABLE migration (
+    uid TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    source TEXT NOT NULL,
+    target TEXT NOT NULL,
+    origin TEXT NOT NULL,
+    stage TEXT NOT NULL,
+    snapshot TEXT,
+    generation INTEGER,
+    restore INTEGER,
+    cleaned INTEGER NOT NULL DEFAULT 0,
+    problem TEXT NOT NULL DEFAULT '',
+    begun_ms INTEGER NOT NULL,
+    since_ms INTEGER NOT NULL,
+    failed INTEGER NOT NULL DEFAULT 0,
+    tried TEXT NOT NULL DEFAULT '',
+    tried_ms INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+CREATE INDEX migration_target ON migration (target);
+
+CREATE TABLE departed (
+    host TEXT NOT NULL,
+    name TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    since_ms INTEGER NOT NULL,
+    PRIMARY KEY (host, name)
+) STRICT, WITHOUT ROWID;
+";
 
 /// `instance.restore` is an encoded claw.node.v1.RestoreOrder, NULL before the first. A revision is in
 /// force from `generation` up to but without `until`. `repository.since` is the host's generation that

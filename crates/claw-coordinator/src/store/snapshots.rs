@@ -274,6 +274,14 @@ pub fn all(connection: &Connection, uid: &str) -> Result<Vec<SnapshotRow>, Refus
     rows.map(|row| row?).collect()
 }
 
+/// The repository is on another host now; whatever that one says is new.
+pub(crate) fn move_to(connection: &Connection, uid: &str, host: &HostName) -> Result<(), Refusal> {
+    connection
+        .prepare_cached("UPDATE repository SET host = ?2, digest = NULL WHERE uid = ?1")?
+        .execute((uid, host.as_str()))?;
+    Ok(())
+}
+
 /// Notes that a snapshot was asked for; one that is listed already is left alone.
 pub(crate) fn insert_asked(
     connection: &Connection,
@@ -327,7 +335,7 @@ pub(crate) fn store_report(
     connection: &Connection,
     known: &RepositoryRow,
     report: &BackupReport,
-    digest: Digest,
+    digest: Option<Digest>,
     now: Timestamp,
 ) -> Result<(), Refusal> {
     let uid = &known.uid;
@@ -363,7 +371,7 @@ pub(crate) fn store_report(
             uid,
             claw_proto::encode(&report_to_wire(&bare)),
             now.millis(),
-            digest.as_bytes().as_slice(),
+            digest.as_ref().map(|digest| digest.as_bytes().as_slice()),
         ))?;
     Ok(())
 }

@@ -369,7 +369,10 @@ async fn a_database_from_before_the_firewall_is_taken() {
                 .execute_batch(
                     "ALTER TABLE host DROP COLUMN firewall; DROP TABLE snapshot;
                      DROP TABLE repository; DROP TABLE revision;
-                     ALTER TABLE instance DROP COLUMN restore;",
+                     ALTER TABLE instance DROP COLUMN restore;
+                     ALTER TABLE host DROP COLUMN offsite;
+                     ALTER TABLE host DROP COLUMN offsite_sealed;
+                     DROP TABLE migration; DROP TABLE departed;",
                 )
                 .unwrap();
             database.pragma_update(None, "user_version", 1).unwrap();

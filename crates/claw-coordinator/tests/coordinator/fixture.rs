@@ -431,6 +431,11 @@ impl Agent {
         }
     }
 
+    /// The next message, however long it takes; none when the stream ends.
+    pub(crate) async fn next_for_ever(&mut self) -> Option<Down> {
+        self.down.message().await.ok().flatten()?.message
+    }
+
     /// The next desired state; anything else is a failure.
     pub(crate) async fn desired(&mut self) -> (node::Stamp, node::HostState) {
         match self.next().await.unwrap() {

@@ -9,6 +9,8 @@ mod enrolment;
 mod firewall;
 mod fixture;
 mod hostile_bytes;
+mod migration;
+mod offsite;
 mod restart;
 mod rollback;
 mod secrecy;
