@@ -25,7 +25,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// Nothing here takes longer, on however busy a machine.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(180);
 
 /// A host with one instance.
 #[derive(Debug)]
