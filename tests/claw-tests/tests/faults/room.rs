@@ -81,7 +81,7 @@ fn update(rig: &Rig, demo: &mut Tenant<'_>, version: Version, left: u64) -> Resu
     let now = demo.control("build")?;
     ensure!(now == version.tag || now == before, "{now} serves");
     ensure!(demo.keys()?.contains(&key), "an acknowledged row is lost");
-    if !confirmed {
+    if !confirmed && left == 0 {
         until_figures(rig)?;
     }
     full.empty(rig)?;
@@ -117,7 +117,7 @@ fn rollback(rig: &Rig, demo: &Tenant<'_>, version: Version, left: u64) -> Result
         rig.fleet().instance("demo")?["status"]["message"]
     ));
     rig.fleet().until_serving(rig.host(), "demo")?;
-    if !over()? {
+    if !over()? && left == 0 {
         until_figures(rig)?;
     }
     full.empty(rig)?;
