@@ -5,6 +5,7 @@
 //! passes. Where to start: `tests/real_adapters.rs` runs all of them.
 
 mod carry;
+mod control;
 mod files;
 mod firewall;
 mod proxy;
@@ -22,6 +23,7 @@ use claw_core::plan::VirtualHost;
 use crate::ports::{Clock, Gateway, GatewayAnswer, Host};
 
 pub use carry::{CarryGround, carry};
+pub use control::{ControlSubject, control};
 pub use files::files;
 pub use firewall::{firewall, traffic};
 pub use proxy::proxy;

@@ -9,12 +9,12 @@ use claw_core::data::DataGeneration;
 use claw_core::firewall::{Effective, HostPolicy, Port, render};
 use claw_core::name::{ImageRef, InstanceName};
 use claw_core::plan::{ContainerPlan, VirtualHost};
-use claw_core::spec::Resources;
+use claw_core::spec::{Resources, Secret};
 use claw_core::stamp::{Digest, Generation};
 use claw_core::unit::{CpuMillis, MIB, Memory, PidsLimit};
-use clawd::contract::{self, RuntimeSubject, TrialsSubject};
+use clawd::contract::{self, ControlSubject, RuntimeSubject, TrialsSubject};
 use clawd::fakes::FakeMachine;
-use clawd::ports::{Files, Runtime, RuntimeChange, Trial};
+use clawd::ports::{Files, GatewayAccess, Runtime, RuntimeChange, Trial};
 
 const IMAGE: &str = "claw/fake-gateway:1";
 
@@ -109,6 +109,23 @@ async fn gateway() {
         machine.runtime.change(&plan.instance, change).await.unwrap();
     }
     contract::gateway(&machine.gateway, &host("demo", 2), &host("absent", 3)).await.unwrap();
+}
+
+#[tokio::test]
+async fn control() {
+    let machine = machine();
+    let RuntimeSubject { plan, mounts, network, .. } = subject(&machine, "demo");
+    let create = RuntimeChange::CreateContainer(&plan, &mounts);
+    machine.runtime.pull(&plan.image, &|_| {}).await.unwrap();
+    for change in [RuntimeChange::CreateNetwork(&network), create, RuntimeChange::Start] {
+        machine.runtime.change(&plan.instance, change).await.unwrap();
+    }
+    let token = Secret::new("token".to_owned());
+    let gateway = GatewayAccess { address: host("demo", 2).upstream, token };
+    let container = machine.runtime.container(&plan.instance).unwrap().id;
+    let subject = ControlSubject { gateway, container, absent: ([10, 201, 1, 3], 18789).into() };
+    contract::control(&machine.gateway, &machine.runtime, &subject).await.unwrap();
+    assert_eq!(machine.gateway.suspended(), []);
 }
 
 #[tokio::test]

@@ -23,15 +23,16 @@ use claw_core::address::{AddressPool, Slot};
 use claw_core::name::{ImageRef, InstanceName};
 use claw_core::observed::{ContainerState, ObservedContainer};
 use claw_core::plan::VirtualHost;
+use claw_core::spec::Secret;
 use claw_core::unit::{MIB, Memory};
 use clawd::adapters::clock::SystemClock;
 use clawd::adapters::files::{FilesSettings, GATEWAY_OWNER, InstanceFiles, Owner, SecretsMedium};
 use clawd::adapters::host::Machine;
 use clawd::adapters::volumes::DirectoryVolumes;
-use clawd::contract::{self, RuntimeSubject, TrialsSubject};
+use clawd::contract::{self, ControlSubject, RuntimeSubject, TrialsSubject};
 use clawd::ports::{
-    Files, Gateway, GatewayAnswer, Host, Proxy, ProxyError, Runtime, RuntimeChange, RuntimeError,
-    RuntimeEvent, Trial, Trials,
+    Control, Files, Gateway, GatewayAccess, GatewayAnswer, Host, Proxy, ProxyError, Runtime,
+    RuntimeChange, RuntimeError, RuntimeEvent, Trial, Trials,
 };
 use lab::{LabHost, Subject, eventually, request};
 
@@ -342,6 +343,27 @@ async fn nginx_is_started_and_its_faults_are_told() {
     lab::run(&["systemctl", "stop", "nginx.service"]).await;
     lab.nginx.unpublish(&host.instance).await.unwrap();
     lab::run(&["systemctl", "start", "nginx.service"]).await;
+}
+
+#[tokio::test]
+async fn a_gateway_gets_to_know_this_host_and_is_suspended() {
+    let Some(lab) = LabHost::here("control").await else { return };
+    let subject = lab.subject("control", 111).await;
+    lab.create(&subject).await;
+    lab.change(&subject, RuntimeChange::Start).await.unwrap();
+    let gateway = lab.openclaw();
+    let access = GatewayAccess {
+        address: subject.virtual_host().upstream,
+        token: Secret::new(lab::TOKEN.to_owned()),
+    };
+    eventually("it has started", async || gateway.introduce(&access).await.ok()).await;
+    let wrong = GatewayAccess { token: Secret::new("another".to_owned()), ..access.clone() };
+    assert!(gateway.introduce(&wrong).await.is_err(), "another token opens nothing");
+    let container = lab.container(&subject).await.id;
+    let absent = ([127, 0, 0, 1], 1).into();
+    let control = ControlSubject { gateway: access, container, absent };
+    contract::control(&gateway, &lab.docker, &control).await.unwrap();
+    lab.clean(&subject).await;
 }
 
 #[tokio::test]

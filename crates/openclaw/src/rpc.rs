@@ -144,8 +144,8 @@ pub struct Rpc {
 pub enum Prepared {
     /// Nothing is under way in it, and nothing is begun, until it is resumed or the lease ends.
     Ready(Suspension),
-    /// Something is under way; it goes on as if nobody had asked.
-    Busy,
+    /// Something is under way; it goes on as if nobody had asked. With what it is, in the gateway's words.
+    Busy(String),
 }
 
 /// A gateway's suspension.
@@ -222,7 +222,11 @@ impl Rpc {
             PrepareAnswer::Ready { suspension_id, expires_at_ms } if suspension_id.len() <= 128 => {
                 Ok(Prepared::Ready(Suspension { id: suspension_id, expires_at_ms }))
             }
-            PrepareAnswer::Busy => Ok(Prepared::Busy),
+            PrepareAnswer::Busy { blockers } => {
+                let messages: Vec<_> =
+                    blockers.into_iter().map(|blocker| blocker.message).collect();
+                Ok(Prepared::Busy(words(&messages.join(", "))))
+            }
             PrepareAnswer::Ready { .. } => {
                 Err(RpcError::Protocol { doing: METHOD, problem: "its id is too long" })
             }
@@ -329,8 +333,20 @@ const RESUME: &str = "gateway.suspend.resume";
 #[derive(Debug, Deserialize)]
 #[serde(tag = "status", rename_all = "lowercase", rename_all_fields = "camelCase")]
 enum PrepareAnswer {
-    Ready { suspension_id: String, expires_at_ms: u64 },
-    Busy,
+    Ready {
+        suspension_id: String,
+        expires_at_ms: u64,
+    },
+    Busy {
+        #[serde(default)]
+        blockers: Vec<Blocker>,
+    },
+}
+
+/// What is under way in a gateway.
+#[derive(Debug, Deserialize)]
+struct Blocker {
+    message: String,
 }
 
 /// The answer to `gateway.suspend.resume`.

@@ -13,8 +13,9 @@ use openclaw::device::Claim;
 use serde_json::{Value, json};
 
 use crate::devices::Devices;
+use crate::log;
 use crate::route::Site;
-use crate::suspension::Refused;
+use crate::suspension::{Held, Refused};
 
 /// Policy violation (RFC 6455, section 7.4): what a device that is not paired is closed with.
 pub(crate) const NOT_PAIRED: u16 = 1008;
@@ -159,6 +160,9 @@ impl Session {
                 let resumed = site.status.suspension.resume(id);
                 let resumed =
                     resumed.ok_or_else(|| invalid("gateway suspension id does not match"))?;
+                if resumed {
+                    log::info("reopened: suspend phase");
+                }
                 Ok(json!({ "ok": true, "status": "running", "resumed": resumed }))
             }
             _ if site.status.suspension.is_held() => {
@@ -200,19 +204,27 @@ fn prepare(site: &Site, request: &str) -> Result<Value, Value> {
         }));
     }
     match site.status.suspension.prepare(request, site.lease) {
-        Ok(held) => Ok(json!({
-            "status": "ready",
-            "suspensionId": held.id,
-            "expiresAtMs": held.until,
-            "activeCount": 0,
-            "blockers": [],
-        })),
+        Ok(held) => {
+            // In the real one's words.
+            log::info("closed: suspend phase");
+            Ok(ready(&held))
+        }
         Err(Refused::Conflict(until)) => {
             let details = json!({ "reason": "gateway-suspension-conflict", "expiresAtMs": until });
             Err(error("UNAVAILABLE", "another gateway suspension is already prepared", details))
         }
         Err(Refused::NoId(fault)) => Err(error("UNAVAILABLE", &fault.to_string(), Value::Null)),
     }
+}
+
+fn ready(held: &Held) -> Value {
+    json!({
+        "status": "ready",
+        "suspensionId": held.id,
+        "expiresAtMs": held.until,
+        "activeCount": 0,
+        "blockers": [],
+    })
 }
 
 fn invalid(message: &str) -> Value {

@@ -31,9 +31,9 @@ pub enum ControlError {
     /// This host's identity cannot be used.
     #[error("the host's identity to gateways cannot be used")]
     Identity(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Something is under way in it.
-    #[error("the gateway is at work")]
-    Busy,
+    /// Something is under way in it; with what it is.
+    #[error("the gateway is at work: {0}")]
+    Busy(String),
     /// It refused, does not answer, or does not know how.
     #[error("the gateway does not do it")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -153,8 +153,7 @@ async fn a_login_is_signed_and_calls_are_answered_among_events() {
         let resumed = r#"{"ok":true,"status":"running","resumed":true}"#;
         let asked = gateway.answer("gateway.suspend.resume", Ok(resumed)).await;
         assert_eq!(asked, json!({ "suspensionId": "s-1" }));
-        let busy =
-            r#"{"status":"busy","reason":"active-work","retryAfterMs":20000,"blockers":[1]}"#;
+        let busy = r#"{"status":"busy","reason":"active-work","retryAfterMs":20000,"blockers":[{"kind":"reply","count":1,"message":"1 reply"}]}"#;
         gateway.answer("gateway.suspend.prepare", Ok(busy)).await;
     });
     let client = async {
@@ -163,7 +162,8 @@ async fn a_login_is_signed_and_calls_are_answered_among_events() {
         let suspension = Suspension { id: "s-1".to_owned(), expires_at_ms: 99 };
         assert_eq!(prepared, Prepared::Ready(suspension));
         assert!(rpc.suspend_resume("s-1", LONG).await.unwrap());
-        assert_eq!(rpc.suspend_prepare("r", LONG).await.unwrap(), Prepared::Busy);
+        let busy = Prepared::Busy("1 reply".to_owned());
+        assert_eq!(rpc.suspend_prepare("r", LONG).await.unwrap(), busy);
     };
     let ((head, _open), ()) = tokio::join!(gateway, client);
     assert!(head.starts_with("GET / HTTP/1.1\r\n"), "{head}");

@@ -40,7 +40,7 @@ async fn probe(address: SocketAddr, path: ProbePath) -> ProbeAnswer {
 async fn ready(rpc: &mut Rpc, request: &str) -> String {
     match rpc.suspend_prepare(request, PATIENCE).await.unwrap() {
         Prepared::Ready(suspension) => suspension.id,
-        Prepared::Busy => panic!("nothing is under way"),
+        Prepared::Busy(work) => panic!("nothing is under way but {work}"),
     }
 }
 
@@ -107,6 +107,7 @@ async fn a_lease_ends_a_suspension_and_work_prevents_it() {
     // The state keeps its devices.
     let mut gateway = home.start(&[("BUSY", "1")]);
     let mut rpc = connect(gateway.ready(), &device, "t0ken").await.unwrap();
-    assert_eq!(rpc.suspend_prepare("r", PATIENCE).await.unwrap(), Prepared::Busy);
+    let busy = Prepared::Busy("1 active run".to_owned());
+    assert_eq!(rpc.suspend_prepare("r", PATIENCE).await.unwrap(), busy);
     rpc.health(PATIENCE).await.unwrap();
 }

@@ -56,7 +56,7 @@ impl Control for OpenClaw {
                 let (gateway, id) = (gateway.clone(), suspension.id);
                 Ok(Suspended { rpc, device, gateway, id, resuming: None })
             }
-            Ok(Prepared::Busy) => Err(ControlError::Busy),
+            Ok(Prepared::Busy(work)) => Err(ControlError::Busy(work)),
             Err(error @ RpcError::Refused { .. }) => Err(failed(error)),
             // The answer is lost, its effect may not be.
             Err(error) => {
@@ -107,7 +107,7 @@ async fn take_back(gateway: &GatewayAccess, device: &Device) -> Result<(), RpcEr
     let mut rpc = connect(gateway, device, STEP).await?;
     match rpc.suspend_prepare(REQUEST, STEP / 2).await? {
         Prepared::Ready(suspension) => rpc.suspend_resume(&suspension.id, STEP / 2).await.map(drop),
-        Prepared::Busy => Ok(()),
+        Prepared::Busy(_) => Ok(()),
     }
 }
 

@@ -50,6 +50,9 @@ impl Control for FakeGateway {
         if !self.runtime.mishaps().look("introduce").may_begin().await {
             return Err(failed());
         }
+        if !self.runtime.listens_at(gateway.address.ip()) {
+            return Err(failed());
+        }
         if self.knows(gateway) {
             return Ok(Acquaintance::Known);
         }

@@ -1,5 +1,6 @@
 //! Programs within containers: there is one, which approves what a gateway was asked.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use claw_core::observed::ContainerState;
@@ -12,6 +13,15 @@ impl FakeRuntime {
     #[must_use]
     pub fn has_approved(&self, request: &str) -> bool {
         self.state.borrow().approved.contains(request)
+    }
+
+    /// Whether a container runs there; one that was planted is everywhere.
+    pub(in crate::fakes) fn listens_at(&self, address: IpAddr) -> bool {
+        let state = self.state.borrow();
+        state.containers.iter().any(|(name, container)| {
+            let there = state.plans.get(name).is_none_or(|(plan, _)| plan.address == address);
+            there && matches!(container.state, ContainerState::Running { .. })
+        })
     }
 }
 
