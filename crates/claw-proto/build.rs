@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .btree_map(".")
         .bytes("claw.node.v1.DesiredState.host_state")
         .build_transport(true)
+        .codec_path("crate::codec::SmallCodec")
         // These hold secrets: src/redact.rs gives them a Debug that does not.
         .skip_debug([
             "claw.node.v1.EnrolRequest",

@@ -4,12 +4,14 @@
 
 mod deploy;
 mod firewall;
+mod fleet;
 mod footprint;
 mod heal;
 mod load;
 mod outage;
 mod rig;
 mod snapshot;
+mod store;
 mod table;
 mod update;
 
@@ -37,16 +39,22 @@ enum Command {
     Firewall,
     /// An update of a running instance, against stop + create + start; with data and rehearsal.
     Update,
+    /// Simulated agents on the coordinator: connects, memory, changes, heartbeats, a kill; against raw rustls.
+    Fleet(fleet::Arguments),
+    /// Durable changes per second, against plain SQLite; a coordinator with 100 000 instances.
+    Store,
     /// Snapshots of a running instance, first and later, against restic; the pause they take.
     Snapshot,
 }
 
 /// Measures and prints.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    match arguments.command {
+    match &arguments.command {
         Command::Deploy => deploy::run(arguments.rounds),
         Command::Heal => heal::run(arguments.rounds),
         Command::Footprint => footprint::run(),
+        Command::Fleet(arguments) => fleet::run(arguments),
+        Command::Store => store::run(),
         Command::Firewall => firewall::run(arguments.rounds),
         Command::Update => update::run(arguments.rounds),
         Command::Snapshot => snapshot::run(),

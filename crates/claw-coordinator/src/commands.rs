@@ -29,7 +29,8 @@ type Pending = Arc<Mutex<BTreeMap<String, oneshot::Sender<node::CommandResult>>>
 /// The end of a session's line at which questions are asked.
 #[derive(Debug)]
 pub(crate) struct Line {
-    down: mpsc::Sender<node::Command>,
+    /// Boxed: a channel of tokio allocates room for 32 messages, for every session.
+    down: mpsc::Sender<Box<node::Command>>,
     pending: Pending,
 }
 
@@ -44,7 +45,7 @@ pub struct Asked {
 
 impl Line {
     /// A line, and where the session gets what it must send.
-    pub(crate) fn new() -> (Self, mpsc::Receiver<node::Command>) {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Box<node::Command>>) {
         let (down, questions) = mpsc::channel(MAX_PENDING);
         (Self { down, pending: Pending::default() }, questions)
     }
@@ -71,7 +72,7 @@ impl Line {
             command: Some(question),
         };
         // Questions that were taken back may still fill it.
-        self.down.try_send(command).map_err(|_full_or_closed| too_many())?;
+        self.down.try_send(Box::new(command)).map_err(|_full_or_closed| too_many())?;
         let (sender, answer) = oneshot::channel();
         pending.insert(id.clone(), sender);
         drop(pending);

@@ -34,6 +34,9 @@ const DENIED_LIFE: Duration = Duration::from_secs(10);
 const GOOD_BYE: Duration = Duration::from_secs(5);
 /// Pings of HTTP/2: a pulled cable is noticed after the sum.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// The same for agents: their heartbeats tell sooner that they are gone, and pings of ten thousand agents cost
+/// as much as heartbeats. This is for a connection without a session.
+const AGENT_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(120);
 /// See [`KEEPALIVE_INTERVAL`].
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that one stream may have in flight to us.
@@ -73,13 +76,27 @@ pub struct Lifetimes {
     pub call: Duration,
 }
 
-/// Serves a connection to its end.
-pub async fn serve(
+type Http2 = http2::Connection<TokioIo<TlsStream<TcpStream>>, PeerService, TokioExecutor>;
+
+/// A connection that speaks HTTP/2 once it is polled.
+pub(crate) struct Serving {
+    connection: Pin<Box<Http2>>,
+    shared: Shared,
+    caller: Arc<Caller>,
+    closing: watch::Sender<Closing>,
+    life: Duration,
+}
+
+/// Sets a connection up.
+///
+/// Not async, and the connection in a box: what an async function is given or moves stays in its state for as long as it
+/// runs, and a fleet's connections paid for three copies of it.
+pub(crate) fn prepare(
     shared: Shared,
     stream: TlsStream<TcpStream>,
     peer: Option<Peer>,
     source: SocketAddr,
-) {
+) -> Serving {
     let (closing, receiver) = watch::channel(Closing::No);
     let streams = streams_of(peer.as_ref());
     let life = life(&shared, peer.as_ref());
@@ -97,26 +114,33 @@ pub async fn serve(
         .max_header_list_size(HEADER_LIST)
         .max_send_buf_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(PENDING_RESETS)
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_interval(keepalive_of(caller.peer.as_ref()))
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let reason = tokio::select! {
-        ended = connection.as_mut() => return log_end(source, ended),
-        reason = end_of_life(&shared, &caller, life) => reason,
-    };
-    closing.send_replace(reason);
-    if reason != Closing::Denied {
-        connection.as_mut().graceful_shutdown();
-    }
-    // A denied peer may still ask and hear why; everybody else finishes what is under way.
-    let grace = match reason {
-        Closing::Denied => DENIED_LIFE,
-        _ if caller.peer.is_none() => Duration::ZERO,
-        _ => GOOD_BYE + shared.lifetimes.call,
-    };
-    if let Ok(ended) = tokio::time::timeout(grace, connection).await {
-        log_end(source, ended);
+    Serving { connection: Box::pin(connection), shared, caller, closing, life }
+}
+
+impl Serving {
+    /// Serves to the end.
+    pub(crate) async fn run(mut self) {
+        let source = self.caller.source;
+        let reason = tokio::select! {
+            ended = self.connection.as_mut() => return log_end(source, ended),
+            reason = end_of_life(&self.shared, &self.caller, self.life) => reason,
+        };
+        self.closing.send_replace(reason);
+        if reason != Closing::Denied {
+            self.connection.as_mut().graceful_shutdown();
+        }
+        // A denied peer may still ask and hear why; everybody else finishes what is under way.
+        let grace = match reason {
+            Closing::Denied => DENIED_LIFE,
+            _ if self.caller.peer.is_none() => Duration::ZERO,
+            _ => GOOD_BYE + self.shared.lifetimes.call,
+        };
+        if let Ok(ended) = tokio::time::timeout(grace, self.connection).await {
+            log_end(source, ended);
+        }
     }
 }
 
@@ -156,6 +180,13 @@ fn life(shared: &Shared, peer: Option<&Peer>) -> Duration {
     let age = longest.mul_f64(0.9) + jittered(longest.mul_f64(0.05));
     let left = timestamp(peer.not_after).since(shared.clock.now());
     age.min(left)
+}
+
+fn keepalive_of(peer: Option<&Peer>) -> Duration {
+    match peer.map(|peer| peer.identity.role()) {
+        Some(Role::Agent) => AGENT_KEEPALIVE_INTERVAL,
+        None | Some(Role::Service | Role::Operator | Role::Viewer) => KEEPALIVE_INTERVAL,
+    }
 }
 
 /// Streams that a peer may have open at once.

@@ -31,8 +31,8 @@ use crate::registry::Registry;
 use crate::store::Store;
 use crate::store::mutation::Effects;
 use crate::transfers::Transfers;
-use migration::Migrations;
 use crate::watch::Hub;
+use migration::Migrations;
 
 /// Everything that the fleet's functions need; cheap to clone.
 #[derive(Debug, Clone)]

@@ -4,14 +4,14 @@
 //! the oldest of which goes when there are too many (of one source, or in total). Handshakes need no
 //! permit for the processor: each runs between two waits, on as many threads as the runtime has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use claw_identity::{PeerIdentity, TrustDomain, peer_of_connection};
+use claw_identity::{TrustDomain, peer_of_connection};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -19,8 +19,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::connection::{self, Shared};
-use crate::limits::{Counted, Source};
+use crate::connection::{self, Serving, Shared};
+use crate::limits::{Counted, Place, Source};
 
 /// Bounds of the listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,15 +109,15 @@ struct Doors {
 struct Pending {
     next: u64,
     handshakes: BTreeMap<u64, (Source, Option<AbortHandle>)>,
-    per_source: BTreeMap<Source, usize>,
+    per_source: BTreeMap<Source, BTreeSet<u64>>,
 }
 
 impl Pending {
     fn remove(&mut self, number: u64) -> Option<AbortHandle> {
         let (source, handle) = self.handshakes.remove(&number)?;
-        if let Some(count) = self.per_source.get_mut(&source) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
+        if let Some(numbers) = self.per_source.get_mut(&source) {
+            numbers.remove(&number);
+            if numbers.is_empty() {
                 self.per_source.remove(&source);
             }
         }
@@ -125,8 +125,7 @@ impl Pending {
     }
 
     fn oldest_of(&self, source: Source) -> Option<u64> {
-        let of_source = self.handshakes.iter().find(|(_, (other, _))| *other == source);
-        of_source.map(|(number, _)| *number)
+        self.per_source.get(&source)?.first().copied()
     }
 }
 
@@ -135,7 +134,7 @@ impl Doors {
     fn reserve(&self, address: SocketAddr) -> u64 {
         let source = Source::from(address.ip());
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_source = pending.per_source.get(&source).copied().unwrap_or(0);
+        let of_source = pending.per_source.get(&source).map_or(0, BTreeSet::len);
         let victim = if of_source >= self.limits.handshakes_per_source {
             pending.oldest_of(source)
         } else if pending.handshakes.len() >= self.limits.handshakes {
@@ -149,7 +148,7 @@ impl Doors {
         let number = pending.next;
         pending.next += 1;
         pending.handshakes.insert(number, (source, None));
-        *pending.per_source.entry(source).or_insert(0) += 1;
+        pending.per_source.entry(source).or_default().insert(number);
         number
     }
 
@@ -172,40 +171,44 @@ impl Doors {
         // Small messages in both directions; an error leaves the default.
         let _nodelay = stream.set_nodelay(true);
         let timeout = self.limits.handshake_timeout;
-        let shaken = tokio::time::timeout(timeout, acceptor.accept(stream)).await;
+        // In a box: a connection need not keep room for its handshake.
+        let shaken = tokio::time::timeout(timeout, Box::pin(acceptor.accept(stream))).await;
         self.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(number);
-        match shaken {
-            Ok(Ok(stream)) => self.enter(stream, source).await,
-            Ok(Err(error)) => tracing::debug!(%source, %error, "a handshake failed"),
-            Err(_elapsed) => tracing::debug!(%source, "a handshake took too long"),
+        let entered = match shaken {
+            Ok(Ok(stream)) => self.enter(stream, source),
+            Ok(Err(error)) => return tracing::debug!(%source, %error, "a handshake failed"),
+            Err(_elapsed) => return tracing::debug!(%source, "a handshake took too long"),
+        };
+        drop(self);
+        if let Some((serving, _place)) = entered {
+            serving.run().await;
         }
     }
 
-    async fn enter(&self, stream: TlsStream<TcpStream>, source: SocketAddr) {
-        let peer = match peer_of_connection(stream.get_ref().1, &self.trust_domain) {
-            Ok(peer) => peer,
-            Err(error) => return tracing::debug!(%source, %error, "a certificate is no identity"),
+    /// The connection and the place that it takes, unless it has no right to one.
+    fn enter(&self, stream: TlsStream<TcpStream>, source: SocketAddr) -> Option<(Serving, Entry)> {
+        let peer = peer_of_connection(stream.get_ref().1, &self.trust_domain);
+        let peer = peer
+            .inspect_err(|error| tracing::debug!(%source, %error, "a certificate is no identity"))
+            .ok()?;
+        let entry = match &peer {
+            None => self.anonymous.take(Source::from(source.ip())).map(Entry::Anonymous),
+            Some(known) => self.identities.take(known.identity.to_string()).map(Entry::Known),
         };
-        let shared = self.shared.clone();
-        match &peer {
-            None => {
-                let place = self.anonymous.take(Source::from(source.ip()));
-                let Some(_place) = place else {
-                    return tracing::debug!(%source, "too many connections without certificate");
-                };
-                connection::serve(shared, stream, peer, source).await;
-            }
-            Some(known) => {
-                let identity = identity_key(&known.identity);
-                let Some(_place) = self.identities.take(identity) else {
-                    return tracing::warn!(%source, peer = %known.identity, "too many connections");
-                };
-                connection::serve(shared, stream, peer, source).await;
+        match (&entry, &peer) {
+            (Some(_), _) => {}
+            (None, None) => tracing::debug!(%source, "too many connections without certificate"),
+            (None, Some(known)) => {
+                tracing::warn!(%source, peer = %known.identity, "too many connections");
             }
         }
+        Some((connection::prepare(self.shared.clone(), stream, peer, source), entry?))
     }
 }
 
-fn identity_key(identity: &PeerIdentity) -> String {
-    identity.to_string()
+/// The place of a connection among those of its source or its identity.
+#[expect(dead_code, reason = "held until the connection ends")]
+enum Entry {
+    Anonymous(Place<Source>),
+    Known(Place<String>),
 }

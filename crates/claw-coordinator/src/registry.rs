@@ -4,6 +4,7 @@
 //! compare-and-delete, so that the timeout of an old session never removes a new one.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ use crate::store::random_id;
 
 /// Boot ids remembered per host; more than this many alternating clones are clones all the same.
 const RETIRED_BOOTS: usize = 16;
+/// Heartbeats per second of the whole fleet, each with a status: about a twentieth of a core (measured).
+const BEATS_PER_SECOND: u64 = 1000;
 /// A clone that has not been heard of for this long is gone: agents retry within 120 s.
 const CLONE_ALARM_KEPT: Duration = Duration::from_secs(3600);
 
@@ -29,6 +32,10 @@ const CLONE_ALARM_KEPT: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub struct Registry {
     hosts: Mutex<BTreeMap<HostName, Live>>,
+    /// Hosts that had joined when the coordinator started, and will come back.
+    expected: usize,
+    /// Hosts with a session.
+    sessions: AtomicUsize,
     /// Until then nobody is offline: after a start the hosts need time to come back.
     grace_ends: Timestamp,
 }
@@ -59,7 +66,7 @@ pub struct Opened {
     /// What it must look at.
     pub signal: watch::Receiver<Signal>,
     /// Questions that it must send.
-    pub questions: mpsc::Receiver<node::Command>,
+    pub questions: mpsc::Receiver<Box<node::Command>>,
 }
 
 /// Two machines use one certificate.
@@ -77,8 +84,8 @@ pub struct Cloned {
 pub struct Changed {
     /// Instances whose report is another one now.
     pub instances: BTreeSet<InstanceName>,
-    /// Whether progress was made that may end a removal.
-    pub may_settle_removals: bool,
+    /// The report, if progress was made that may end a removal.
+    pub settles: Option<Box<StatusReport>>,
 }
 
 /// What is known of a host right now.
@@ -103,7 +110,9 @@ pub struct Snapshot {
 #[derive(Debug, Default)]
 struct Live {
     session: Option<Current>,
+    /// All but the status.
     known: Snapshot,
+    reported: Reported,
     last_seen_is_stored: bool,
     retired_boots: VecDeque<String>,
     cloned_at: Option<Timestamp>,
@@ -116,11 +125,56 @@ struct Current {
     line: Line,
 }
 
+/// The last status of a host. A map has room for eleven instances in its smallest node, which is 5 KB more
+/// than the one or two of most hosts need.
+#[derive(Debug, Default)]
+struct Reported {
+    /// Without instances.
+    rest: StatusReport,
+    /// By name.
+    instances: Box<[InstanceReport]>,
+    /// When it came; `None` before the first.
+    at: Option<Timestamp>,
+}
+
+impl Reported {
+    fn new(mut status: StatusReport, at: Timestamp) -> Self {
+        let instances = std::mem::take(&mut status.instances);
+        Self { rest: status, instances: instances.into_values().collect(), at: Some(at) }
+    }
+
+    fn instance(&self, name: &InstanceName) -> Option<&InstanceReport> {
+        let found = self.instances.binary_search_by(|report| report.name.cmp(name)).ok()?;
+        self.instances.get(found)
+    }
+
+    fn whole(&self) -> Option<(StatusReport, Timestamp)> {
+        let by_name = self.instances.iter().map(|report| (report.name.clone(), report.clone()));
+        let status = StatusReport { instances: by_name.collect(), ..self.rest.clone() };
+        self.at.map(|at| (status, at))
+    }
+}
+
 impl Registry {
     /// Empty; nobody counts as offline before `grace_ends`.
     #[must_use]
     pub fn new(grace_ends: Timestamp) -> Self {
-        Self { hosts: Mutex::default(), grace_ends }
+        Self { hosts: Mutex::default(), expected: 0, sessions: AtomicUsize::new(0), grace_ends }
+    }
+
+    /// The same, and so many hosts are expected to come.
+    #[must_use]
+    pub fn expecting(self, hosts: usize) -> Self {
+        Self { expected: hosts, ..self }
+    }
+
+    /// Interval of heartbeats for a session that begins now: the configured one, or a longer one when so many
+    /// hosts would send more than [`BEATS_PER_SECOND`].
+    #[must_use]
+    pub fn heartbeat_interval(&self, configured: Duration) -> Duration {
+        let hosts = self.expected.max(self.online());
+        let millis = u64::try_from(hosts).unwrap_or(u64::MAX).saturating_mul(1000);
+        configured.max(Duration::from_millis(millis / BEATS_PER_SECOND))
     }
 
     /// Lets a session in and tells the one before to end.
@@ -143,8 +197,11 @@ impl Registry {
                 live.retired_boots.pop_front();
             }
         }
-        if let Some(before) = live.session.take() {
-            before.signal.send_modify(|signal| signal.end = Some(End::Superseded));
+        match live.session.take() {
+            Some(before) => {
+                before.signal.send_modify(|signal| signal.end = Some(End::Superseded));
+            }
+            None => _ = self.sessions.fetch_add(1, Ordering::Relaxed),
         }
         let (sender, signal) = watch::channel(Signal::default());
         let (line, questions) = Line::new();
@@ -166,6 +223,7 @@ impl Registry {
         }
         live.session = None;
         live.known.online = false;
+        self.sessions.fetch_sub(1, Ordering::Relaxed);
         true
     }
 
@@ -187,6 +245,7 @@ impl Registry {
     /// The host was deleted.
     pub fn forget(&self, host: &HostName) {
         if let Some(current) = self.lock().remove(host).and_then(|live| live.session) {
+            self.sessions.fetch_sub(1, Ordering::Relaxed);
             current.signal.send_modify(|signal| signal.end = Some(End::Forgotten));
         }
     }
@@ -218,10 +277,9 @@ impl Registry {
         let mut changed = Changed::default();
         self.of_session(host, id, |live| {
             live.seen(now);
-            let before = live.known.status.take().map(|(status, _)| status).unwrap_or_default();
-            changed = compare(&before, live.known.persisted, &report);
+            changed = compare(&live.reported, live.known.persisted, &report);
             live.known.persisted = report.persisted.or(live.known.persisted);
-            live.known.status = Some((report, now));
+            live.reported = Reported::new(report, now);
         });
         changed
     }
@@ -273,7 +331,7 @@ impl Registry {
             live.cloned_at = None;
             live.known.clone_alarm = None;
         }
-        live.known.clone()
+        Snapshot { status: live.reported.whole(), ..live.known.clone() }
     }
 
     /// What a host said last of one instance.
@@ -281,9 +339,7 @@ impl Registry {
     pub fn instance(&self, host: &HostName, name: &InstanceName) -> InstanceView {
         let hosts = self.lock();
         let Some(live) = hosts.get(host) else { return InstanceView::default() };
-        let report = live.known.status.as_ref().and_then(|(status, at)| {
-            status.instances.get(name).map(|report| (report.clone(), *at))
-        });
+        let report = live.reported.instance(name).cloned().zip(live.reported.at);
         InstanceView { online: live.known.online, persisted: live.known.persisted, report }
     }
 
@@ -342,7 +398,7 @@ impl Registry {
     /// Hosts with a session.
     #[must_use]
     pub fn online(&self) -> usize {
-        self.lock().values().filter(|live| live.session.is_some()).count()
+        self.sessions.load(Ordering::Relaxed)
     }
 
     fn of_session(&self, host: &HostName, id: &str, change: impl FnOnce(&mut Live)) {
@@ -390,20 +446,19 @@ impl Live {
     }
 }
 
-fn compare(before: &StatusReport, persisted: Option<Stamp>, now: &StatusReport) -> Changed {
-    let names = before.instances.keys().chain(now.instances.keys());
-    let mut instances: BTreeSet<InstanceName> = names
-        .filter(|name| before.instances.get(*name) != now.instances.get(*name))
-        .cloned()
-        .collect();
+fn compare(before: &Reported, persisted: Option<Stamp>, now: &StatusReport) -> Changed {
+    let names = before.instances.iter().map(|report| &report.name).chain(now.instances.keys());
+    let mut instances: BTreeSet<InstanceName> =
+        names.filter(|name| before.instance(name) != now.instances.get(*name)).cloned().collect();
     let progressed = now.persisted.is_some() && now.persisted != persisted;
     if progressed {
         instances.extend(now.instances.keys().cloned());
     }
     let removed = now.instances.values().any(|report| report.phase == Phase::Removed);
-    let settled = now.last_result != before.last_result
-        || now.applying.is_none() != before.applying.is_none();
-    Changed { instances, may_settle_removals: progressed || removed || settled }
+    let settled = now.last_result != before.rest.last_result
+        || now.applying.is_none() != before.rest.applying.is_none();
+    let may_settle = progressed || removed || settled;
+    Changed { instances, settles: may_settle.then(|| Box::new(now.clone())) }
 }
 
 #[cfg(test)]

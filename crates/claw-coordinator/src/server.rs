@@ -45,7 +45,7 @@ use crate::registry::Registry;
 use crate::routes::{Routes, RoutesBuilder};
 use crate::server_certificate::{ServerCertificateError, ServerCertificates};
 use crate::store::epoch::HighWater;
-use crate::store::{Store, StoreError, certificates, epoch, host_state};
+use crate::store::{Store, StoreError, certificates, epoch, host_state, hosts};
 use crate::transfers::Transfers;
 use crate::watch::Hub;
 use maintenance::Maintenance;
@@ -259,8 +259,11 @@ async fn open_fleet(config: &Config, clock: Clock) -> Result<Fleet, StartError> 
     let denied = store
         .read(|connection, _keys| certificates::denied(connection))
         .map_err(StoreError::from)?;
+    let joined = store.read(|connection, _keys| hosts::joined(connection));
+    let joined = joined.map_err(StoreError::from)?;
+    let registry = Registry::new(clock.now().after(config.grace)).expecting(joined);
     Ok(Fleet {
-        registry: Arc::new(Registry::new(clock.now().after(config.grace))),
+        registry: Arc::new(registry),
         hub: Arc::new(Hub::new(config.watches)),
         transfers: Transfers::default(),
         migrations: Arc::default(),

@@ -8,7 +8,9 @@
 mod greeting;
 mod inbox;
 mod outbox;
+mod outlet;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +29,9 @@ use crate::refusal::Refusal;
 use crate::registry::{End, Opened};
 use crate::status::unavailable;
 use outbox::Outbox;
+use outlet::Down;
+pub use outlet::Outlet;
+pub(crate) use outlet::outlet;
 
 /// Messages per second that an agent may send; its own bound is ten statuses, and a few more.
 const MESSAGES: Rate = Rate { per_second: 50.0, burst: 500.0 };
@@ -53,7 +58,7 @@ pub(crate) struct Session {
     pub(crate) caller: Arc<Caller>,
     pub(crate) peer: Peer,
     pub(crate) inbound: Streaming<node::SessionRequest>,
-    pub(crate) outbound: mpsc::Sender<Result<node::SessionResponse, Status>>,
+    pub(crate) outbound: mpsc::Sender<Down>,
 }
 
 /// A session after its greeting.
@@ -67,37 +72,58 @@ struct Live {
     heard: Instant,
 }
 
+/// What a session listens to and speaks through.
+struct Lines {
+    inbound: Streaming<node::SessionRequest>,
+    outbound: mpsc::Sender<Down>,
+    opened: Opened,
+    closing: watch::Receiver<Closing>,
+}
+
 /// Why a session ended.
 type Ended = Result<(), Status>;
 
 impl Session {
     /// Runs to the end; the agent hears why.
+    ///
+    /// What is done once or seldom is in boxes of its own: a session lives for a day, and its task keeps room
+    /// for the largest thing that it may do.
     pub(crate) async fn run(self) {
         let outbound = self.outbound.clone();
-        if let Err(status) = self.serve().await {
+        let ended = match Box::pin(self.greet()).await {
+            Ok(greeted) => serve(greeted).await,
+            Err(status) => Err(status),
+        };
+        if let Err(status) = ended {
             tracing::debug!(code = ?status.code(), reason = status.message(), "a session ended");
             // Nobody may be there to hear it.
-            let _heard = outbound.send_timeout(Err(status), LAST_WORD).await;
+            let _heard = outbound.send_timeout(Box::new(Err(status)), LAST_WORD).await;
         }
     }
 
-    async fn serve(mut self) -> Ended {
+    async fn greet(mut self) -> Result<Box<(Live, Lines)>, Status> {
         let hello = greeting::receive(&mut self).await?;
+        let configured = self.terms.heartbeat_interval;
+        self.terms.heartbeat_interval = self.fleet.registry.heartbeat_interval(configured);
         let opened = greeting::open(&self.fleet, &hello).await?;
-        let (host, id) = (hello.host.clone(), opened.id.clone());
-        let fleet = self.fleet.clone();
+        let (host, id) = (&hello.host, &opened.id);
         tracing::info!(%host, session = %id, agent = %hello.agent_version, "a host connected");
-        mark_instances(&fleet, &host).await;
-        let outcome = self.live(hello, opened).await;
-        if fleet.registry.close(&host, &id) {
-            tracing::info!(%host, session = %id, "a host disconnected");
-            mark_instances(&fleet, &host).await;
+        mark_instances(&self.fleet, host).await;
+        match greeting::prepare(&self.fleet, &hello).await {
+            Ok(resume) => Ok(self.greeted(hello, opened, resume)),
+            Err(refusal) => {
+                close(&self.fleet, host, id).await;
+                Err(refusal.into())
+            }
         }
-        outcome
     }
 
-    async fn live(self, hello: claw_core::report::Hello, opened: Opened) -> Ended {
-        let resume = greeting::prepare(&self.fleet, &hello).await?;
+    fn greeted(
+        self,
+        hello: claw_core::report::Hello,
+        opened: Opened,
+        resume: u64,
+    ) -> Box<(Live, Lines)> {
         let welcome = greeting::welcome(&opened.id, &self.terms, self.fleet.clock.now(), resume);
         let live = Live {
             host: hello.host,
@@ -109,73 +135,104 @@ impl Session {
             terms: self.terms,
         };
         let closing = self.caller.closing.clone();
-        live.run(self.inbound, self.outbound, opened, closing).await
+        let (inbound, outbound) = (self.inbound, self.outbound);
+        Box::new((live, Lines { inbound, outbound, opened, closing }))
+    }
+}
+
+async fn serve(mut greeted: Box<(Live, Lines)>) -> Ended {
+    let (live, lines) = &mut *greeted;
+    let outcome = live.run(lines).await;
+    Box::pin(close(&live.fleet, &live.host, &live.id)).await;
+    outcome
+}
+
+/// The end of a session, unless another one has taken its place.
+async fn close(fleet: &Fleet, host: &HostName, id: &str) {
+    if fleet.registry.close(host, id) {
+        tracing::info!(%host, session = %id, "a host disconnected");
+        mark_instances(fleet, host).await;
     }
 }
 
 impl Live {
-    async fn run(
-        mut self,
-        mut inbound: Streaming<node::SessionRequest>,
-        outbound: mpsc::Sender<Result<node::SessionResponse, Status>>,
-        mut opened: Opened,
-        mut closing: watch::Receiver<Closing>,
-    ) -> Ended {
+    async fn run(&mut self, lines: &mut Lines) -> Ended {
+        // One timer, set anew only when it has fired: most messages just move the deadline.
+        let mut patience = pin!(tokio::time::sleep_until(self.deadline()));
         loop {
-            let silence = self.heard + self.terms.heartbeat_interval * 3;
             tokio::select! {
-                message = inbound.message() => match message.map_err(too_large)? {
+                message = lines.inbound.message() => match message.map_err(too_large)? {
                     Some(message) => self.receive(message).await?,
                     None => return Ok(()),
                 },
-                permit = outbound.reserve(), if self.outbox.has_some() => {
+                permit = lines.outbound.reserve(), if self.outbox.has_some() => {
                     let Ok(permit) = permit else { return Ok(()) };
-                    if let Some(message) = self.next_message().await? {
-                        permit.send(Ok(message));
+                    if let Some(message) = self.next_message()? {
+                        permit.send(Box::new(Ok(message)));
                     }
                     if let Some(status) = self.outbox.last_word() {
                         return Err(status);
                     }
                 }
-                changed = opened.signal.changed() => {
+                changed = lines.opened.signal.changed() => {
                     if changed.is_err() {
                         return Err(ended(End::Forgotten));
                     }
-                    let now = *opened.signal.borrow_and_update();
+                    let now = *lines.opened.signal.borrow_and_update();
                     match now.end {
                         Some(end) => return Err(ended(end)),
                         None => self.outbox.desired_may_have_changed(),
                     }
                 }
-                Some(question) = opened.questions.recv(), if !self.outbox.has_question() => {
+                Some(question) = lines.opened.questions.recv(), if !self.outbox.has_question() => {
                     if self.fleet.registry.awaits(&self.host, &self.id, &question.id) {
-                        self.outbox.ask(question);
+                        self.outbox.ask(*question);
                     }
                 }
-                reason = closes(&mut closing), if !self.outbox.says_good_bye() => {
+                reason = closes(&mut lines.closing), if !self.outbox.says_good_bye() => {
                     self.go_away(reason)?;
                 }
-                () = tokio::time::sleep_until(silence) => {
-                    return Err(unavailable("three heartbeats were missed", Duration::ZERO));
+                () = patience.as_mut() => {
+                    self.check_patience()?;
+                    patience.as_mut().reset(self.deadline());
                 }
-                () = self.outbox.stalled(SEND_DEADLINE) => {
-                    return Err(unavailable("the agent takes no messages", Duration::ZERO));
-                }
-                () = outbound.closed() => return Ok(()),
+                () = lines.outbound.closed() => return Ok(()),
             }
         }
     }
 
-    async fn next_message(&mut self) -> Result<Option<node::SessionResponse>, Status> {
+    /// When the agent has been silent for too long, or has taken nothing for too long.
+    fn deadline(&self) -> Instant {
+        let silent = self.heard + self.silence();
+        let stalled = self.outbox.waiting_since().map(|since| since + SEND_DEADLINE);
+        stalled.map_or(silent, |stalled| stalled.min(silent))
+    }
+
+    fn silence(&self) -> Duration {
+        self.terms.heartbeat_interval * 3
+    }
+
+    fn check_patience(&self) -> Ended {
+        let now = Instant::now();
+        if now >= self.heard + self.silence() {
+            return Err(unavailable("three heartbeats were missed", Duration::ZERO));
+        }
+        if self.outbox.waiting_since().is_some_and(|since| now >= since + SEND_DEADLINE) {
+            return Err(unavailable("the agent takes no messages", Duration::ZERO));
+        }
+        Ok(())
+    }
+
+    /// The next message; the desired state is read from the store here and now, in some ten microseconds: handing
+    /// that to a thread that may block costs more than the read.
+    fn next_message(&mut self) -> Result<Option<node::SessionResponse>, Status> {
         if !self.outbox.wants_desired() {
             return Ok(self.outbox.next());
         }
-        let host = self.host.clone();
-        let known = self.outbox.known();
-        let load = move |connection: &_, keys: &_| {
-            crate::store::host_state::load_unless(connection, keys, &host, known)
-        };
-        let desired = self.fleet.store.read_long(load).await?;
+        let (host, known) = (&self.host, self.outbox.known());
+        let desired = self.fleet.store.read(|connection, keys| {
+            crate::store::host_state::load_unless(connection, keys, host, known)
+        })?;
         Ok(self.outbox.next_desired(desired))
     }
 

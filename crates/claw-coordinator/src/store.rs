@@ -32,6 +32,7 @@ use claw_store::{Database, OpenError, Reader, StartError, Writer};
 
 use crate::refusal::{Fault, Refusal};
 use claw_core::time::Timestamp;
+use tokio::sync::Semaphore;
 
 /// Jobs that may wait for the writing thread; more are told to come back.
 const QUEUE: usize = 8192;
@@ -43,6 +44,8 @@ const READERS: usize = 4;
 pub struct Store {
     writer: Writer,
     reader: Reader,
+    /// As many longer queries at a time as leave a connection for short ones; the others wait without a thread.
+    long: Arc<Semaphore>,
     keys: Arc<Keys>,
 }
 
@@ -126,7 +129,7 @@ impl Store {
         let queue = NonZeroUsize::new(QUEUE).unwrap_or(NonZeroUsize::MIN);
         let writer = database.writer("fleet-writer", queue)?;
         let keys = Arc::new(Keys { seal, tiers, request_key });
-        Ok(Self { writer, reader, keys })
+        Ok(Self { writer, reader, long: Arc::new(Semaphore::new(READERS / 2)), keys })
     }
 
     /// Makes the database and seal key of a new fleet.
@@ -165,6 +168,8 @@ impl Store {
         query: impl FnOnce(&Connection, &Keys) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
         let store = self.clone();
+        // An error means that it was closed, which nobody does.
+        let _permit = self.long.acquire().await.ok();
         tokio::task::spawn_blocking(move || store.read(query)).await.map_err(Fault::Task)?
     }
 

@@ -217,9 +217,8 @@ impl Transfers {
 
 impl Table {
     fn has_room(&self, hosts: &[HostName]) -> Result<(), Refusal> {
-        let too_many = |description| {
-            Err(Refusal::Exhausted { description, retry: Duration::from_secs(30) })
-        };
+        let too_many =
+            |description| Err(Refusal::Exhausted { description, retry: Duration::from_secs(30) });
         if self.open.len() >= MAX_OPEN {
             return too_many(format!("{MAX_OPEN} transfers are under way already"));
         }

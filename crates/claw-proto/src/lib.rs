@@ -7,6 +7,7 @@
 //!
 //! Where to start: [`convert::spec`] for instances, [`convert::session`] for the agent's stream.
 
+pub mod codec;
 pub mod convert;
 mod redact;
 

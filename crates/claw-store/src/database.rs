@@ -25,6 +25,13 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const JOURNAL_SIZE_LIMIT: i64 = 16 * 1024 * 1024;
 /// Statements that each connection keeps compiled; more than either program has.
 const STATEMENT_CACHE: usize = 128;
+/// The writer keeps the pages that it changes: without this (SQLite's default is 2 MB) a group of 512 jobs reads
+/// its own pages back. In KiB, negative as the pragma wants it (<https://sqlite.org/pragma.html#pragma_cache_size>).
+const WRITER_CACHE_KIB: i64 = -16 * 1024;
+/// Pages of 4 KiB in the WAL before a commit copies them into the database: one group of large jobs fills
+/// SQLite's default of 1000 several times over, and each copy is two more fsyncs. Equal to
+/// [`JOURNAL_SIZE_LIMIT`].
+const CHECKPOINT_PAGES: i64 = 4096;
 /// Owner only; SQLite gives `-wal` and `-shm` the mode of the main file.
 const FILE_MODE: u32 = 0o600;
 
@@ -319,6 +326,9 @@ fn configure_any(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE);
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    // Plans follow from the schema alone. Without it a statement with ORDER BY is compiled again whenever a
+    // bound value changes, which took a third of the writer's time (measured; SQLite 3.54, STAT4).
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "trusted_schema", false)
 }
 
@@ -355,6 +365,12 @@ fn configure_writer(connection: &Connection, application_id: i32) -> rusqlite::R
     connection
         .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))?;
     connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "cache_size", WRITER_CACHE_KIB)?;
+    // Savepoints keep what they may have to undo; beyond 64 KiB that would go to a file.
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT_PAGES, |row| {
+        row.get::<_, i64>(0)
+    })?;
     connection.pragma_update_and_check(None, "journal_size_limit", JOURNAL_SIZE_LIMIT, |row| {
         row.get::<_, i64>(0)
     })?;

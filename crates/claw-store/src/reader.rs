@@ -58,10 +58,37 @@ impl Reader {
         let Some(connection) = &lease.connection else {
             return Err(ReadError::Busy { connections: self.pool.size });
         };
-        let transaction = connection.unchecked_transaction().map_err(ReadError::Begin)?;
-        let outcome = query(&transaction);
-        transaction.finish().map_err(ReadError::Begin)?;
+        let reading = Reading::begin(connection).map_err(ReadError::Begin)?;
+        let outcome = query(connection);
+        reading.end().map_err(ReadError::Begin)?;
         outcome.map_err(ReadError::Query)
+    }
+}
+
+/// A read transaction under way; ended also when the query panics. Its statements are prepared once per
+/// connection, which rusqlite's own transactions do anew each time.
+struct Reading<'connection> {
+    connection: &'connection Connection,
+}
+
+impl<'connection> Reading<'connection> {
+    fn begin(connection: &'connection Connection) -> rusqlite::Result<Self> {
+        connection.prepare_cached("BEGIN DEFERRED")?.execute(())?;
+        Ok(Self { connection })
+    }
+
+    fn end(self) -> rusqlite::Result<()> {
+        // `drop` does nothing more once this has succeeded.
+        self.connection.prepare_cached("COMMIT")?.execute(()).map(drop)
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        if !self.connection.is_autocommit() {
+            // If it fails, the next BEGIN of this connection reports it.
+            let _ended = self.connection.execute_batch("ROLLBACK");
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::auth::Caller;
 use crate::fleet::Fleet;
 use crate::limits::{Bucket, Rate, jittered};
 use crate::refusal::Refusal;
-use crate::session::{Session, Terms};
+use crate::session::{Outlet, Session, Terms, outlet};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -35,7 +35,7 @@ impl NodeApi {
 
 #[tonic::async_trait]
 impl NodeService for NodeApi {
-    type SessionStream = ReceiverStream<Result<node::SessionResponse, Status>>;
+    type SessionStream = Outlet;
     type TransferStream = ReceiverStream<Result<node::TransferResponse, Status>>;
 
     async fn transfer(
@@ -62,8 +62,7 @@ impl NodeService for NodeApi {
             description: "too many hosts connect at once".to_owned(),
             retry: jittered(wait.max(std::time::Duration::from_secs(1))),
         })?;
-        // One message on its way: what comes after it is decided when it has gone.
-        let (outbound, stream) = mpsc::channel(1);
+        let (outbound, stream) = outlet();
         let session = Session {
             fleet: self.fleet.clone(),
             terms: self.terms,
@@ -73,7 +72,7 @@ impl NodeService for NodeApi {
             outbound,
         };
         tokio::spawn(session.run());
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Ok(Response::new(stream))
     }
 }
 

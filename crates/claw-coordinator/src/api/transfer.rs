@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use claw_identity::Peer;
 use claw_core::name::HostName;
+use claw_identity::Peer;
 use claw_proto::node::v1 as node;
 use claw_proto::node::v1::transfer_request::Message as Up;
 use claw_proto::node::v1::transfer_response::Message as Down;

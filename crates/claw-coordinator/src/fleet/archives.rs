@@ -240,4 +240,3 @@ impl Fleet {
         asked.answer(ACCEPT_WITHIN).await.map(|_accepted| ())
     }
 }
-

@@ -72,7 +72,9 @@ fn plan(
             RolledBack { spec, revision: instance.revision, snapshot: None }
         }
         Change::Rollback(target) => rolled_back(connection, keys, &instance, &target, now)?,
-        Change::Migrate(_) => return Err(Refusal::damaged("plan", "a migration is planned elsewhere")),
+        Change::Migrate(_) => {
+            return Err(Refusal::damaged("plan", "a migration is planned elsewhere"));
+        }
     };
     spec_check::faults(&back.spec, &keys.tiers).into_result()?;
     check_hostnames(connection, &instance.host, name, &back.spec)?;
@@ -128,7 +130,9 @@ impl Told<'_> {
         if let Some((snapshot, bytes, from)) = &self.back.snapshot {
             let name = snapshot_resource(&self.instance.name, snapshot);
             let read = if *from == RestoreSource::Offsite { ", read off-site," } else { "" };
-            told.push(format!("{bytes} bytes of {name}{read} are restored beside the present data"));
+            told.push(format!(
+                "{bytes} bytes of {name}{read} are restored beside the present data"
+            ));
         }
         if plan.updates_image {
             told.push(self.about_image(plan.restores_data));

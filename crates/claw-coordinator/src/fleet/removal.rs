@@ -60,7 +60,12 @@ impl Fleet {
             if hosts::load(connection, host)?.stamp.epoch != persisted.epoch {
                 return Ok((Vec::new(), Vec::new()));
             }
-            let rows = instances::of_host(connection, host)?;
+            // Most hosts have nothing to remove, and say so with every acknowledgement.
+            let rows = if instances::has_deleted(connection, host)? {
+                instances::of_host(connection, host)?
+            } else {
+                Vec::new()
+            };
             let deleting = rows.into_iter().filter(|row| row.deleted.is_some());
             let gone = deleting.filter(|row| is_gone(&row.name, row.generation));
             let left = migrations::departed(connection, host)?.into_iter();

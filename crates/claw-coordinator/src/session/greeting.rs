@@ -17,7 +17,8 @@ use crate::refusal::{Precondition, Refusal};
 use crate::registry::Opened;
 use crate::store::audit::{self, Entry};
 use crate::store::events::{self, OwnEvent};
-use crate::store::hosts;
+use crate::store::hosts::{self, HostRow};
+use crate::store::{instances, migrations};
 
 /// The first message, checked against the certificate.
 pub(super) async fn receive(session: &mut Session) -> Result<Hello, Status> {
@@ -91,18 +92,27 @@ async fn report_clone(fleet: &Fleet, hello: &Hello, message: String) -> Result<(
 }
 
 /// Brings the store in line with what the agent has; returns the first event that is wanted.
+///
+/// An agent that comes back as it went costs one read.
 pub(super) async fn prepare(fleet: &Fleet, hello: &Hello) -> Result<u64, Refusal> {
-    if let Some(persisted) = &hello.persisted {
+    let (row, is_removing) = fleet.store.read(|connection, _keys| {
+        let row = hosts::load(connection, &hello.host)?;
+        let is_removing = instances::has_deleted(connection, &hello.host)?
+            || !migrations::departed(connection, &hello.host)?.is_empty();
+        Ok((row, is_removing))
+    })?;
+    if let Some(persisted) = hello.persisted.as_ref().filter(|stamp| **stamp != row.stamp) {
         fleet.outrank(&hello.host, persisted).await?;
     }
-    let evidence = Evidence::Inventory(hello.inventory.clone());
-    fleet.settle_removals(&hello.host, hello.persisted, evidence).await?;
-    resume_event(fleet, hello).await
+    if is_removing {
+        let evidence = Evidence::Inventory(hello.inventory.clone());
+        fleet.settle_removals(&hello.host, hello.persisted, evidence).await?;
+    }
+    resume_event(fleet, hello, &row).await
 }
 
 /// Where events go on. Writes only when the agent's journal is another one, or has lost some.
-async fn resume_event(fleet: &Fleet, hello: &Hello) -> Result<u64, Refusal> {
-    let row = fleet.store.read(|connection, _keys| hosts::load(connection, &hello.host))?;
+async fn resume_event(fleet: &Fleet, hello: &Hello, row: &HostRow) -> Result<u64, Refusal> {
     let wanted = row.next_event;
     let is_new_journal = hello.next_event < wanted;
     if !is_new_journal && hello.oldest_event <= wanted {

@@ -38,28 +38,28 @@ impl Live {
                 self.fleet.registry.heartbeat(&self.host, &self.id, resources, now);
                 Ok(())
             }
-            Some(Message::Status(status)) => self.status(&status).await,
-            Some(Message::Events(batch)) => self.events(batch.events).await,
+            Some(Message::Status(status)) => self.status(status).await,
+            Some(Message::Events(batch)) => Box::pin(self.events(batch.events)).await,
             Some(Message::CommandResult(result)) => {
                 self.fleet.registry.answered(&self.host, &self.id, result);
                 Ok(())
             }
-            Some(Message::BackupStatus(status)) => self.backup(&status).await,
-            Some(Message::RepositoryEscrow(escrow)) => self.escrow(&escrow).await,
+            Some(Message::BackupStatus(status)) => Box::pin(self.backup(&status)).await,
+            Some(Message::RepositoryEscrow(escrow)) => Box::pin(self.escrow(&escrow)).await,
             // A kind of message that is newer than this program is none of its business.
             None => Ok(()),
         }
     }
 
-    async fn status(&self, status: &node::Status) -> Result<(), Status> {
-        let report = status_from_wire(status).map_err(|v| Refusal::Invalid(v.below("status")))?;
+    async fn status(&self, status: node::Status) -> Result<(), Status> {
+        let report = status_from_wire(&status).map_err(|v| Refusal::Invalid(v.below("status")))?;
         let now = self.fleet.clock.now();
         let persisted = report.persisted;
-        let changed = self.fleet.registry.status(&self.host, &self.id, report.clone(), now);
+        let changed = self.fleet.registry.status(&self.host, &self.id, report, now);
         self.fleet.hub.changed(&changed.instances);
-        if changed.may_settle_removals && self.fleet.registry.is_current(&self.host, &self.id) {
-            let evidence = Evidence::Status(Box::new(report));
-            self.fleet.settle_removals(&self.host, persisted, evidence).await?;
+        if let Some(report) = changed.settles {
+            let evidence = Evidence::Status(report);
+            Box::pin(self.fleet.settle_removals(&self.host, persisted, evidence)).await?;
         }
         Ok(())
     }

@@ -138,12 +138,9 @@ impl Outbox {
         self.said_good_bye.map(|(reason, retry)| unavailable(reason, retry))
     }
 
-    /// Resolves when something has waited for `deadline`.
-    pub(super) async fn stalled(&self, deadline: Duration) {
-        match self.waiting_since {
-            Some(since) => tokio::time::sleep_until(since + deadline).await,
-            None => std::future::pending().await,
-        }
+    /// Since when something has waited for room.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        self.waiting_since
     }
 
     fn touch(&mut self) {

@@ -35,15 +35,7 @@ pub struct Desired {
 /// # Errors
 /// [`Refusal::NotFound`], or [`Refusal::Internal`] when the rows do not give the stored stamp.
 pub fn load(connection: &Connection, keys: &Keys, name: &HostName) -> Result<Desired, Refusal> {
-    let host = hosts::load(connection, name)?;
-    let bytes = build(connection, keys, &host)?;
-    if Digest::of(&bytes) != host.stamp.digest {
-        return Err(Refusal::damaged(
-            format!("desired state of hosts/{name}"),
-            "its digest is not the stored one",
-        ));
-    }
-    Ok(Desired { stamp: host.stamp, bytes })
+    of_row(connection, keys, &hosts::load(connection, name)?)
 }
 
 /// The present desired state of a host, unless `known` is exactly that.
@@ -56,10 +48,22 @@ pub fn load_unless(
     name: &HostName,
     known: Option<Stamp>,
 ) -> Result<Option<Desired>, Refusal> {
-    if known == Some(hosts::load(connection, name)?.stamp) {
+    let host = hosts::load(connection, name)?;
+    if known == Some(host.stamp) {
         return Ok(None);
     }
-    load(connection, keys, name).map(Some)
+    of_row(connection, keys, &host).map(Some)
+}
+
+fn of_row(connection: &Connection, keys: &Keys, host: &HostRow) -> Result<Desired, Refusal> {
+    let bytes = build(connection, keys, host)?;
+    if Digest::of(&bytes) != host.stamp.digest {
+        return Err(Refusal::damaged(
+            format!("desired state of hosts/{}", host.name),
+            "its digest is not the stored one",
+        ));
+    }
+    Ok(Desired { stamp: host.stamp, bytes })
 }
 
 /// Raises the host's generation if its state has changed, and returns the generation.

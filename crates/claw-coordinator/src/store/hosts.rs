@@ -184,6 +184,16 @@ pub fn names(connection: &Connection) -> Result<Vec<HostName>, Refusal> {
     names.map(|name| parse_name(&name?)).collect()
 }
 
+/// How many hosts have joined and may come.
+///
+/// # Errors
+/// [`Refusal::Internal`]
+pub fn joined(connection: &Connection) -> Result<usize, Refusal> {
+    let sql = "SELECT count(*) FROM host WHERE joined_ms IS NOT NULL AND revoked = 0";
+    let count: i64 = connection.query_row(sql, (), |row| row.get(0))?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
 pub(crate) fn insert(connection: &Connection, host: &HostRow) -> Result<(), Refusal> {
     connection.execute(
         "INSERT INTO host (name, uid, message, cordoned, firewall, revision, created_ms, updated_ms, epoch,

@@ -206,6 +206,15 @@ pub fn names_of_host(
     .collect()
 }
 
+/// Whether a host still has to remove an instance.
+///
+/// # Errors
+/// [`Refusal::Internal`]
+pub fn has_deleted(connection: &Connection, host: &HostName) -> Result<bool, Refusal> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM instance WHERE host = ?1 AND deleted_ms IS NOT NULL)";
+    Ok(connection.prepare_cached(sql)?.query_row([host.as_str()], |row| row.get(0))?)
+}
+
 pub(crate) fn insert(connection: &Connection, instance: &InstanceRow) -> Result<(), Refusal> {
     connection
         .prepare_cached(

@@ -20,6 +20,9 @@ use crate::refusal::{Fault, Refusal};
 /// Revisions that are kept of an instance, besides those that its listed snapshots refer to.
 pub const KEPT: usize = 50;
 
+/// How many changes of an instance lie between two trims; so many revisions more than [`KEPT`] may be there.
+const TRIM_EVERY: u64 = 16;
+
 /// What a revision shows besides its spec, roughly.
 const ROW_BYTES: usize = 256;
 
@@ -171,22 +174,27 @@ pub(super) fn fill(connection: &Connection) -> Result<(), Refusal> {
 /// Keeps the spec of an instance if it is another one than the newest that is kept; the first one makes
 /// the row of its repository as well.
 pub(crate) fn keep(connection: &Connection, instance: &InstanceRow) -> Result<(), Refusal> {
-    let newest: Option<(Vec<u8>, Vec<u8>)> = connection
+    let newest: Option<(i64, Vec<u8>, Vec<u8>)> = connection
         .prepare_cached(
-            "SELECT spec, sealed FROM revision WHERE uid = ?1 ORDER BY revision DESC LIMIT 1",
+            "SELECT revision, spec, sealed FROM revision WHERE uid = ?1
+             ORDER BY revision DESC LIMIT 1",
         )?
-        .query_row([&instance.uid], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row([&instance.uid], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .optional()?;
     if newest.is_none() && snapshots::repository(connection, &instance.uid)?.is_none() {
         snapshots::insert(connection, instance, instance.generation)?;
     }
     let spec = claw_proto::encode(&instance.spec);
-    if newest.is_some_and(|kept| kept.0 == spec && kept.1 == instance.sealed) {
-        return Ok(());
+    let mut before = 0;
+    if let Some((revision, kept, sealed)) = newest {
+        if kept == spec && sealed == instance.sealed {
+            return Ok(());
+        }
+        before = u64::try_from(revision).unwrap_or(0);
+        connection
+            .prepare_cached("UPDATE revision SET until = ?3 WHERE uid = ?1 AND revision = ?2")?
+            .execute((&instance.uid, revision, int(instance.generation.0)))?;
     }
-    connection
-        .prepare_cached("UPDATE revision SET until = ?2 WHERE uid = ?1 AND until IS NULL")?
-        .execute((&instance.uid, int(instance.generation.0)))?;
     connection
         .prepare_cached(
             "INSERT INTO revision (uid, revision, generation, image, created_ms, spec, sealed)
@@ -201,7 +209,11 @@ pub(crate) fn keep(connection: &Connection, instance: &InstanceRow) -> Result<()
             ":spec": spec,
             ":sealed": instance.sealed,
         })?;
-    trim(connection, &instance.uid)
+    // Looking for what can go reads every revision of the instance: once in a while is enough.
+    if instance.revision / TRIM_EVERY != before / TRIM_EVERY {
+        trim(connection, &instance.uid)?;
+    }
+    Ok(())
 }
 
 /// Forgets all but the newest [`KEPT`] and those that a listed snapshot refers to.

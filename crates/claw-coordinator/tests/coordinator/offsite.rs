@@ -44,8 +44,7 @@ pub(crate) fn copied(instance: &str, snapshots: Vec<node::SnapshotInfo>) -> Up {
         copied_at: Some(prost_types::Timestamp { seconds: 1_795_237_300, nanos: 0 }),
         ..Default::default()
     };
-    let report =
-        node::BackupReport { snapshots, offsite: Some(offsite), ..Default::default() };
+    let report = node::BackupReport { snapshots, offsite: Some(offsite), ..Default::default() };
     Up::BackupStatus(node::BackupStatus { instance: instance.to_owned(), report: Some(report) })
 }
 
@@ -69,7 +68,10 @@ async fn a_storage_is_set_for_one_host_and_its_keys_stay_within() {
     assert_eq!(operator.create_host("b").await.unwrap().offsite, None);
     let audit = operator.audit("hosts/a").await;
     let said: Vec<&str> = audit.iter().map(|entry| entry.summary.as_str()).collect();
-    assert!(said.contains(&"repositories are copied to https://s3.example/claws/fleet"), "{said:?}");
+    assert!(
+        said.contains(&"repositories are copied to https://s3.example/claws/fleet"),
+        "{said:?}"
+    );
     let told = format!("{audit:?} {host:?} {:?}", operator.host("a").await.unwrap());
     assert!(!told.contains(SECRET) && !told.contains(ACCESS), "{told}");
 
@@ -148,11 +150,10 @@ async fn a_damaged_snapshot_comes_back_from_its_copy() {
     let mut agent = fleet.agent("a").await;
     let mut operator = fleet.operator().await;
     let made = operator.create_instance("demo", "a").await.unwrap();
-    let copy = |name: &str, nth| node::SnapshotInfo { offsite: true, ..listed(name, nth, 2, IMAGE) };
-    let damaged = |snapshot| node::SnapshotInfo {
-        health: node::SnapshotHealth::Damaged.into(),
-        ..snapshot
-    };
+    let copy =
+        |name: &str, nth| node::SnapshotInfo { offsite: true, ..listed(name, nth, 2, IMAGE) };
+    let damaged =
+        |snapshot| node::SnapshotInfo { health: node::SnapshotHealth::Damaged.into(), ..snapshot };
     let all = vec![
         copy("good", 1),
         damaged(copy("bad", 2)),

@@ -274,7 +274,8 @@ async fn specs_of_snapshots_outlive_many_changes() {
     let (second, _wanted) = assignment(&mut agent).await;
     agent.send(status("demo", vec![listed("early", 1, first, IMAGE)])).await;
     in_state(&operator, "early", fleet::SnapshotState::Ready).await;
-    for number in 0..60 {
+    // What is too old goes at every sixteenth revision; this ends at number 64.
+    for number in 0..62 {
         set_image(&mut operator, &format!("{NEXT}.{number}")).await;
     }
     let revisions = operator.revisions("demo").await;

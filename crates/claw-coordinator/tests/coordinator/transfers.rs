@@ -131,8 +131,7 @@ fn import(clients: &Clients, header: fleet::ImportHeader) -> (mpsc::Sender<Impor
     let (pieces, stream) = mpsc::channel(1);
     let first = tokio_stream::once(Importing::Header(header));
     let messages = first.chain(ReceiverStream::new(stream));
-    let requests =
-        messages.map(|message| fleet::ImportSnapshotRequest { message: Some(message) });
+    let requests = messages.map(|message| fleet::ImportSnapshotRequest { message: Some(message) });
     let mut clients = clients.clone();
     let answered = tokio::spawn(async move {
         let answer = clients.snapshots.import_snapshot(requests).await?;

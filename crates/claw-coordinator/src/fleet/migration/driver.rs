@@ -130,9 +130,8 @@ impl Driver {
             return;
         }
         // Without a place there is the timer.
-        self.watcher = (!names.is_empty())
-            .then(|| self.fleet.hub.subscribe(Some(names.clone())))
-            .flatten();
+        self.watcher =
+            (!names.is_empty()).then(|| self.fleet.hub.subscribe(Some(names.clone()))).flatten();
         self.watched = names;
     }
 
@@ -153,9 +152,8 @@ impl Driver {
                 }
             }
             let name = row.name.clone();
-            let read = move |connection: &Connection, _keys: &Keys| {
-                instances::find(connection, &name)
-            };
+            let read =
+                move |connection: &Connection, _keys: &Keys| instances::find(connection, &name);
             let found = self.fleet.store.read_long(read).await?;
             match found.and_then(|instance| instance.migration).filter(MigrationRow::is_active) {
                 Some(next) => row = next,

@@ -12,8 +12,8 @@ use crate::refusal::{Precondition, Refusal};
 use crate::registry::Registry;
 use crate::store::hosts::{self, HostRow};
 use crate::store::instances::InstanceRow;
-use crate::store::snapshots::{self, RepositoryRow, SnapshotRow};
 use crate::store::migrations;
+use crate::store::snapshots::{self, RepositoryRow, SnapshotRow};
 
 /// What was found.
 pub(super) struct Looked {
@@ -90,8 +90,7 @@ pub(super) fn look(
     let source = hosts::load(connection, &instance.host)?;
     let repository = snapshots::of_instance(connection, instance)?;
     let mut blockers = Vec::new();
-    let is_online =
-        |host: &HostRow| registry.host_state(host, now) == fleet::HostState::Online;
+    let is_online = |host: &HostRow| registry.host_state(host, now) == fleet::HostState::Online;
     if target.cordoned {
         let text = format!("hosts/{} is cordoned: no instances are placed there", target.name);
         blockers.push(of_host(Precondition::HostCordoned, &target, text));

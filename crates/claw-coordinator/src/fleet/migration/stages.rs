@@ -193,8 +193,7 @@ fn remove_from(
     row: &MigrationRow,
     now: Timestamp,
 ) -> Result<(), Refusal> {
-    let mut departed =
-        Departed { name: row.name.clone(), generation: Generation(0), since: now };
+    let mut departed = Departed { name: row.name.clone(), generation: Generation(0), since: now };
     migrations::depart(connection, host, &departed)?;
     departed.generation = host_state::advance(connection, keys, &hosts::load(connection, host)?)?;
     migrations::depart(connection, host, &departed)
