@@ -7,14 +7,14 @@ use std::time::Duration;
 use claw_core::backup::{BackupPolicy, SnapshotCause, SnapshotInfo};
 use claw_core::event::{EventKind, Severity};
 use claw_core::host::HostState;
-use claw_core::name::{HostName, SnapshotName};
+use claw_core::name::SnapshotName;
 use claw_core::offsite::{BucketAddressing, OffsiteStorage};
 use claw_core::report::Phase;
 use claw_core::spec::{InstanceSpec, RestoreOrder, RestoreSource, RunState, Secret};
 use clawd::fakes::{Mishap, Reach};
 use clawd::ports::{Pipe, Snapshots as _};
 use clawd::reconcile::{BackupRequest, BackupWork, Errand, Passage, Request};
-use support::{Running, World, name, run, spec, state};
+use support::{Running, World, host, name, run, spec, state};
 use tokio::sync::oneshot;
 
 /// A snapshot each quarter of an hour.
@@ -216,7 +216,7 @@ fn is_offsite(agent: &Running) -> bool {
 
 fn start(world: &World) -> Running {
     let agent = world.start();
-    agent.agent.roster.called(HostName::parse("web-1").unwrap());
+    agent.agent.roster.called(host());
     agent
 }
 

@@ -59,7 +59,8 @@ pub(super) fn errand<M: Machine>(
             if fetch.path.is_empty() || fetch.path.len() > MAX_PATH {
                 return Err("the path in the storage is invalid");
             }
-            (&fetch.instance, Errand::Fetch(Fetch { storage, path: fetch.path.clone(), keys }))
+            let path = fetch.path.clone();
+            (&fetch.instance, Errand::Fetch(Box::new(Fetch { storage, path, keys })))
         }
         command::Command::DiscardRepository(discard) => (&discard.instance, Errand::Discard),
         _ => return Ok(None),

@@ -172,7 +172,7 @@ async fn hear(
         line.moved.set(now());
         let parcel = match response {
             Ok(Some(TransferResponse { message })) => match message {
-                Some(transfer_response::Message::Piece(bytes)) => Parcel::Piece(bytes.into()),
+                Some(transfer_response::Message::Piece(bytes)) => Parcel::Piece(bytes),
                 Some(transfer_response::Message::End(end)) => last_word(end),
                 // Of a newer protocol.
                 None => continue,
@@ -209,9 +209,9 @@ async fn silence(line: &Line, clock: &impl Clock) {
 /// Pieces as large as the protocol allows.
 fn pieces(bytes: Vec<u8>) -> Vec<transfer_request::Message> {
     if bytes.len() <= MAX_PIECE {
-        return vec![transfer_request::Message::Piece(bytes.into())];
+        return vec![transfer_request::Message::Piece(bytes)];
     }
-    let pieces = bytes.chunks(MAX_PIECE).map(|piece| piece.to_vec().into());
+    let pieces = bytes.chunks(MAX_PIECE).map(|piece| piece.to_vec());
     pieces.map(transfer_request::Message::Piece).collect()
 }
 

@@ -50,7 +50,7 @@ impl Transfer {
         let next = tokio::time::timeout(Duration::from_secs(30), self.up.message()).await;
         let next = next.expect("it says something");
         match next.ok().flatten().and_then(|request| request.message) {
-            Some(transfer_request::Message::Piece(bytes)) => Heard::Piece(bytes.into()),
+            Some(transfer_request::Message::Piece(bytes)) => Heard::Piece(bytes),
             Some(transfer_request::Message::End(end)) => Heard::End(end.problem),
             _ => Heard::Gone,
         }
@@ -68,7 +68,7 @@ impl Transfer {
     }
 
     pub(crate) async fn send(&self, bytes: &[u8]) {
-        self.say(transfer_response::Message::Piece(bytes.to_vec().into())).await;
+        self.say(transfer_response::Message::Piece(bytes.to_vec())).await;
     }
 
     pub(crate) async fn end(&self, problem: &str) {

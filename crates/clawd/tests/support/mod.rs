@@ -9,7 +9,7 @@ use std::time::Duration;
 use claw_core::backup::BackupPolicy;
 use claw_core::event::{Event, EventKind};
 use claw_core::host::HostState;
-use claw_core::name::{EnvName, ImageRef, InstanceName};
+use claw_core::name::{EnvName, HostName, ImageRef, InstanceName};
 use claw_core::report::{InstanceReport, Phase};
 use claw_core::spec::{
     GATEWAY_TOKEN, HealthPolicy, InstanceSpec, Resources, RunState, Secret, WebPolicy,
@@ -39,6 +39,11 @@ pub(crate) fn run<F: Future<Output = ()>>(test: F) {
 
 pub(crate) fn name(text: &str) -> InstanceName {
     InstanceName::parse(text).unwrap()
+}
+
+/// What the host is called in the fleet.
+pub(crate) fn host() -> HostName {
+    HostName::parse("web-1").unwrap()
 }
 
 pub(crate) fn spec() -> InstanceSpec {

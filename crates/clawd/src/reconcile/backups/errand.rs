@@ -49,7 +49,7 @@ pub enum Errand {
     /// Take the repository that another host sends.
     Receive(RepositoryKeys, Passage),
     /// Copy a repository from a storage.
-    Fetch(Fetch),
+    Fetch(Box<Fetch>),
     /// Remove a repository that came for nothing.
     Discard,
 }

@@ -119,8 +119,12 @@ fn errands_are_refused_precisely() {
                 Errand::Receive(keys.clone(), dead_end()),
                 "instance a has a repository on this host, which stays",
             ),
-            ("a", Errand::Fetch(fetch()), "instance a has a repository on this host, which stays"),
-            ("new", Errand::Fetch(fetch()), "this host has no off-site storage"),
+            (
+                "a",
+                Errand::Fetch(Box::new(fetch())),
+                "instance a has a repository on this host, which stays",
+            ),
+            ("new", Errand::Fetch(Box::new(fetch())), "this host has no off-site storage"),
             ("a", Errand::Discard, "instance a is on this host, and its repository stays"),
         ];
         for (instance, errand, expected) in cases {
@@ -271,14 +275,14 @@ fn a_repository_is_fetched_from_the_storage_of_a_host_that_is_gone() {
         agent.up("b");
         let buckets = gone.machine.snapshots.storage();
         buckets.set_reach(Reach::None);
-        assert_eq!(ask(&agent, "a", Errand::Fetch(fetch.clone())).await, Ok(()));
+        assert_eq!(ask(&agent, "a", Errand::Fetch(Box::new(fetch.clone()))).await, Ok(()));
         agent.until("told", || agent.report("a").problem.contains("cannot be reached")).await;
         // Whoever asked asks again.
         buckets.set_reach(Reach::All);
-        assert_eq!(ask(&agent, "a", Errand::Fetch(fetch.clone())).await, Ok(()));
+        assert_eq!(ask(&agent, "a", Errand::Fetch(Box::new(fetch.clone()))).await, Ok(()));
         agent.until("arrived", || agent.taken("a").len() == 1).await;
         assert_eq!(agent.report("a").problem, "");
-        assert_eq!(ask(&agent, "a", Errand::Fetch(fetch.clone())).await, Ok(()));
+        assert_eq!(ask(&agent, "a", Errand::Fetch(Box::new(fetch.clone()))).await, Ok(()));
         agent.settle().await;
         agent.up("a");
         agent.until("looked", || agent.agent.roster.held(&name("a")).snapshots.is_some()).await;
@@ -297,10 +301,10 @@ fn the_same_fetch_waits_once_and_is_broken_off_for_snapshots() {
         let mine: InstanceName = name("c");
         world.machine.mishaps().named("copy-in", 1, Mishap::HangsBefore);
         for _ in 0..20 {
-            assert_eq!(ask(&agent, "c", Errand::Fetch(fetch.clone())).await, Ok(()));
+            assert_eq!(ask(&agent, "c", Errand::Fetch(Box::new(fetch.clone()))).await, Ok(()));
         }
         agent.until("stuck", || world.times("copy-in") == 1).await;
-        assert_eq!(ask(&agent, "c", Errand::Fetch(fetch.clone())).await, Ok(()));
+        assert_eq!(ask(&agent, "c", Errand::Fetch(Box::new(fetch.clone()))).await, Ok(()));
         agent.down("a", Some(SnapshotCause::Pause));
         agent.settle().await;
         agent.settle().await;
@@ -352,7 +356,7 @@ fn a_repository_that_was_lost_comes_back_from_the_own_storage() {
         agent.until("looked", || agent.agent.roster.held(&name("a")).snapshots.is_some()).await;
         assert_eq!(agent.report("a").offsite.path, path, "it is known where the copy is");
         let fetch = Fetch { storage: None, path: path.clone(), keys: known };
-        assert_eq!(ask(&agent, "a", Errand::Fetch(fetch)).await, Ok(()));
+        assert_eq!(ask(&agent, "a", Errand::Fetch(Box::new(fetch))).await, Ok(()));
         agent.until("back", || agent.taken("a").len() == 1).await;
         assert!(agent.is_offsite("a"), "and it is known to be there still");
         assert_eq!(agent.report("a").offsite.path, path);
@@ -374,7 +378,7 @@ fn an_agent_that_is_killed_in_an_errand_leaves_the_next_one_free() {
                 "send-repository" => ("a", Errand::Send(passage)),
                 _ => {
                     drop(passage);
-                    ("c", Errand::Fetch(fetch.clone()))
+                    ("c", Errand::Fetch(Box::new(fetch.clone())))
                 }
             };
             assert_eq!(ask(&agent, instance, errand).await, Ok(()));
@@ -387,7 +391,7 @@ fn an_agent_that_is_killed_in_an_errand_leaves_the_next_one_free() {
             agent.pass(2 * DAY + HOUR).await;
             assert!(agent.taken("a").len() >= 2, "{call}");
             assert_eq!(agent.report("a").problem, "", "{call}");
-            assert_eq!(ask(&agent, "c", Errand::Fetch(fetch)).await, Ok(()));
+            assert_eq!(ask(&agent, "c", Errand::Fetch(Box::new(fetch))).await, Ok(()));
             agent.until("arrived", || agent.taken("c").len() == 1).await;
         });
     }
