@@ -93,7 +93,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 fn cell(figures: &Figures, row: &Row) -> String {
     let show = |name: &str| figures.get(name).map(|figure| format!("{figure:.2}"));
     let figure = show(row.figure).unwrap_or_else(|| "–".to_owned());
-    show(row.floor).map_or(figure.clone(), |floor| format!("{figure} ({floor})"))
+    show(row.floor).map_or_else(|| figure.clone(), |floor| format!("{figure} ({floor})"))
 }
 
 /// The load generator and what it loads.
