@@ -263,7 +263,10 @@ impl Sending {
             biased;
             cause = self.wire.broken() => Err(cause),
             sent = out.send(piece) => match sent {
-                Ok(()) => Ok(self.wire.touch()),
+                Ok(()) => {
+                    self.wire.touch();
+                    Ok(())
+                }
                 Err(_taken_no_more) => Err(self.wire.break_off(Cause::Gone)),
             },
         }
@@ -354,7 +357,7 @@ impl Wire {
     /// Breaks the transfer off, unless it is already; returns why it is.
     fn break_off(&self, cause: Cause) -> Cause {
         let mut why = cause;
-        self.change(|state| why = state.broken.get_or_insert(why.clone()).clone());
+        self.change(|state| why = state.broken.get_or_insert_with(|| why.clone()).clone());
         why
     }
 

@@ -395,7 +395,10 @@ fn starting(start: &Start, facts: &Facts, lasted: Duration) -> Step {
     if let Some(report) = report {
         let refused = report.refused.as_ref().filter(|refused| refused.restore == start.restore);
         if let Some(refused) = refused {
-            return Step::Revert(format!("it did not come up on the new host: {}", refused.problem));
+            return Step::Revert(format!(
+                "it did not come up on the new host: {}",
+                refused.problem
+            ));
         }
         // Restored, gated and confirmed: only then it has a version that a failure leads back to.
         if report.active.is_some() && is_as_wanted(report.phase, facts.run) {
@@ -441,7 +444,8 @@ fn reverting(
     let goes_on = report.is_some_and(|report| is_as_wanted(report.phase, facts.run));
     let is_back = goes_on || facts.source.silent > AWAY;
     // What nobody uses on a host that is away or refuses is no reason to hold the instance's owner up.
-    let is_clean = leftover == Leftover::Nothing || !facts.target.online || migration.tries.failed > 2;
+    let is_clean =
+        leftover == Leftover::Nothing || !facts.target.online || migration.tries.failed > 2;
     if is_back && is_clean { Step::End } else { Step::Wait }
 }
 

@@ -10,6 +10,7 @@ mod firewall;
 mod fixture;
 mod hostile_bytes;
 mod migration;
+mod moving_host;
 mod offsite;
 mod restart;
 mod rollback;

@@ -1,266 +1,24 @@
 //! Instances move between hosts, and stay where they were when anything is wrong.
 
-use std::collections::BTreeMap;
+use std::future::Future;
 use std::time::Duration;
 
-use claw_identity::{ClientIdentity, Role};
+use claw_identity::Role;
 use claw_proto::fleet::v1::plan_instance_request::Change;
 use claw_proto::fleet::v1::{self as fleet, MigrationSource, MigrationStage};
 use claw_proto::node::v1 as node;
 use claw_proto::node::v1::command::Command;
 use claw_proto::node::v1::session_request::Message as Up;
-use claw_proto::node::v1::session_response::Message as Down;
-use claw_proto::node::v1::transfer_request::Message as Piece;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
-use crate::fixture::{Agent, Clients, Fleet, IMAGE, create_request, hello, reason, report, until};
+use crate::fixture::{
+    Agent, Clients, Fleet, IMAGE, PATIENCE, create_request, hello, reason, until,
+};
+use crate::moving_host::{Host, Manner, Starts, join, rejoin};
 use crate::offsite::{SECRET, copied, set, storage};
-use crate::snapshots::{in_state, listed, status};
-use crate::transfers::TransferEnd;
+use crate::snapshots::{in_state, listed};
 
 const PASSWORD: &str = "00112233445566778899aabbccddeeff";
-
-/// How a host of the test behaves; it may be changed while it runs.
-#[derive(Clone, Debug)]
-struct Manner {
-    /// Takes part in transfers and fetches; otherwise refuses them in these words.
-    refuses: Option<&'static str>,
-    /// Reports what it holds paused, with a snapshot.
-    pauses: bool,
-    /// What it says of an instance that it is to bring up.
-    starts: Starts,
-    /// Takes a repository from off-site.
-    fetches: bool,
-    /// Removes what it is told to.
-    removes: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Starts {
-    Well,
-    Never,
-    Refused,
-}
-
-impl Default for Manner {
-    fn default() -> Self {
-        Self { refuses: None, pauses: true, starts: Starts::Well, fetches: true, removes: true }
-    }
-}
-
-/// A host whose agent acts by itself.
-struct Host {
-    identity: ClientIdentity,
-    name: &'static str,
-    manner: watch::Sender<Manner>,
-    seen: watch::Receiver<Seen>,
-    task: JoinHandle<()>,
-}
-
-/// What reached an agent.
-#[derive(Clone, Debug, Default)]
-struct Seen {
-    state: node::HostState,
-    generation: u64,
-    commands: Vec<Command>,
-    /// Bytes that came through transfers.
-    received: usize,
-}
-
-impl Host {
-    fn change(&self, change: impl FnOnce(&mut Manner)) {
-        self.manner.send_modify(change);
-    }
-
-    async fn until(&self, what: impl FnMut(&Seen) -> bool) -> Seen {
-        let mut seen = self.seen.clone();
-        crate::fixture::soon(seen.wait_for(what)).await.unwrap().clone()
-    }
-
-    fn has(&self, instance: &str) -> Option<node::InstanceAssignment> {
-        let state = &self.seen.borrow().state;
-        state.instances.iter().find(|wanted| wanted.name == instance).cloned()
-    }
-
-    fn leave(&self) {
-        self.task.abort();
-    }
-}
-
-async fn join(fleet: &Fleet, name: &'static str) -> Host {
-    let identity = fleet.join(name).await;
-    start(fleet, name, identity, Manner::default()).await
-}
-
-async fn start(
-    fleet: &Fleet,
-    name: &'static str,
-    identity: ClientIdentity,
-    manner: Manner,
-) -> Host {
-    let agent = Agent::connect(fleet, &identity, hello(name, "boot-1")).await;
-    let (manner, manners) = watch::channel(manner);
-    let (seeing, seen) = watch::channel(Seen::default());
-    let channel = fleet.channel_as(&identity).await;
-    let acting = Acting { agent, channel, manners, seeing, held: BTreeMap::new() };
-    let task = tokio::spawn(acting.run());
-    Host { identity, name, manner, seen, task }
-}
-
-struct Acting {
-    agent: Agent,
-    channel: tonic::transport::Channel,
-    manners: watch::Receiver<Manner>,
-    seeing: watch::Sender<Seen>,
-    /// Reports of what it holds, by name.
-    held: BTreeMap<String, node::InstanceReport>,
-}
-
-impl Acting {
-    async fn run(mut self) {
-        let mut stamp = None;
-        loop {
-            let manners = self.manners.clone();
-            let mut changed = manners.clone();
-            tokio::select! {
-                message = self.agent.next_for_ever() => match message {
-                    Some(Down::DesiredState(desired)) => {
-                        let state: node::HostState =
-                            claw_proto::decode(&desired.host_state).unwrap();
-                        let generation = desired.stamp.as_ref().unwrap().generation;
-                        stamp = desired.stamp;
-                        self.seeing.send_modify(|seen| {
-                            seen.state = state;
-                            seen.generation = generation;
-                        });
-                        self.act(stamp.as_ref()).await;
-                    }
-                    Some(Down::Command(command)) => self.obey(command).await,
-                    Some(_) => {}
-                    None => return,
-                },
-                _changed = changed.changed() => {
-                    self.manners.borrow_and_update();
-                    self.act(stamp.as_ref()).await;
-                }
-            }
-        }
-    }
-
-    /// Says how everything stands that it is to hold.
-    async fn act(&mut self, stamp: Option<&node::Stamp>) {
-        let Some(stamp) = stamp else { return };
-        let manner = self.manners.borrow().clone();
-        let (state, generation) = {
-            let seen = self.seeing.borrow();
-            (seen.state.clone(), seen.generation)
-        };
-        for wanted in &state.instances {
-            let is_new = wanted.restore.is_some() && !self.held.contains_key(&wanted.name);
-            let report = told(wanted, generation, &manner);
-            if is_new && manner.starts == Starts::Well {
-                let snapshots = vec![listed("pause-1", 50, 3, IMAGE)];
-                self.agent.send(status(&wanted.name, snapshots)).await;
-            }
-            if wanted.paused && manner.pauses {
-                let rest = node::SnapshotInfo {
-                    cause: node::SnapshotCause::Pause.into(),
-                    ..listed("pause-1", 50, generation, IMAGE)
-                };
-                let all = vec![listed("nightly", 1, 2, IMAGE), rest];
-                self.agent.send(status(&wanted.name, all)).await;
-            }
-            self.held.insert(wanted.name.clone(), report);
-        }
-        for name in &state.confirm_removal {
-            if let (true, Some(held)) = (manner.removes, self.held.get_mut(name)) {
-                held.phase = node::Phase::Removed.into();
-            }
-        }
-        let kept = |name: &String| {
-            state.instances.iter().any(|wanted| wanted.name == *name)
-                || state.confirm_removal.contains(name)
-        };
-        self.held.retain(|name, _report| kept(name));
-        self.agent.settle(stamp, self.held.values().cloned().collect()).await;
-    }
-
-    async fn obey(&mut self, command: node::Command) {
-        let manner = self.manners.borrow().clone();
-        let error = match (&command.command, manner.refuses) {
-            (_, Some(refuses)) => refuses.to_owned(),
-            _ => String::new(),
-        };
-        let accepted = error.is_empty();
-        let result = node::CommandResult { id: command.id, error, payload: None };
-        self.agent.send(Up::CommandResult(result)).await;
-        let command = command.command.unwrap();
-        if accepted {
-            match &command {
-                Command::SendRepository(send) => self.carry(&send.transfer, 3),
-                Command::ReceiveRepository(receive) => self.carry(&receive.transfer, 0),
-                Command::FetchRepository(fetch) if manner.fetches => {
-                    let all = vec![listed("nightly", 1, 2, IMAGE)];
-                    self.agent.send(status(&fetch.instance, all)).await;
-                }
-                _ => {}
-            }
-        }
-        self.seeing.send_modify(|seen| seen.commands.push(command));
-    }
-
-    /// Its end of a transfer: sends some pieces, takes what comes.
-    fn carry(&self, transfer: &str, pieces: usize) {
-        let (channel, transfer) = (self.channel.clone(), transfer.to_owned());
-        let seeing = self.seeing.clone();
-        tokio::spawn(async move {
-            let mut end = TransferEnd::open(channel, &transfer).await.unwrap();
-            for _piece in 0..pieces {
-                end.send(Piece::Piece(vec![7; 1000])).await;
-            }
-            if pieces > 0 {
-                end.end("").await;
-            }
-            if let Ok(all) = end.drain().await {
-                seeing.send_modify(|seen| seen.received += all.len());
-                if pieces == 0 {
-                    end.end("").await;
-                }
-            }
-        });
-    }
-}
-
-fn told(
-    wanted: &node::InstanceAssignment,
-    generation: u64,
-    manner: &Manner,
-) -> node::InstanceReport {
-    let active = node::Deployment { image: IMAGE.to_owned(), data_generation: 1 };
-    let up = |phase| node::InstanceReport {
-        active: Some(active.clone()),
-        ..report(&wanted.name, generation, phase)
-    };
-    let brought = wanted.restore.is_some();
-    match (brought, manner.starts) {
-        (true, Starts::Never) => report(&wanted.name, generation, node::Phase::Starting),
-        (true, Starts::Refused) => node::InstanceReport {
-            refused: Some(node::RefusedTarget {
-                image: IMAGE.to_owned(),
-                restore: wanted.restore.as_ref().unwrap().number,
-                problem: "the gateway exited with 1".to_owned(),
-                ..Default::default()
-            }),
-            ..report(&wanted.name, generation, node::Phase::Failed)
-        },
-        _ if wanted.paused && manner.pauses => up(node::Phase::Paused),
-        _ if wanted.paused => up(node::Phase::Applying),
-        _ if wanted.running => up(node::Phase::Running),
-        _ => up(node::Phase::Stopped),
-    }
-}
 
 struct World {
     fleet: Fleet,
@@ -271,46 +29,51 @@ struct World {
 
 /// Instance `demo` on host `a` with a snapshot and stored passwords, and host `b`.
 async fn world() -> World {
-    let fleet = Fleet::start().await;
-    let operator = fleet.operator().await;
-    let (a, b) = (join(&fleet, "a").await, join(&fleet, "b").await);
-    let mut request = create_request("demo", "a");
-    let spec = request.instance.as_mut().unwrap().spec.as_mut().unwrap();
-    spec.hostnames = vec!["demo.example".to_owned()];
-    operator.clone().instances.create_instance(request).await.unwrap();
-    a.until(|seen| !seen.state.instances.is_empty()).await;
-    World { fleet, a, b, operator }
+    Box::pin(async move {
+        let fleet = Fleet::start().await;
+        let operator = fleet.operator().await;
+        let (a, b) = (join(&fleet, "a").await, join(&fleet, "b").await);
+        let mut request = create_request("demo", "a");
+        let spec = request.instance.as_mut().unwrap().spec.as_mut().unwrap();
+        spec.hostnames = vec!["demo.example".to_owned()];
+        operator.clone().instances.create_instance(request).await.unwrap();
+        a.until(|seen| !seen.state.instances.is_empty()).await;
+        World { fleet, a, b, operator }
+    })
+    .await
 }
 
 /// What the host of `demo` says once: its passwords and a snapshot. It speaks over a session of its own, which
 /// the host's agent then takes over again.
 async fn acquaint(world: &mut World) {
-    world.a.leave();
-    let agent = Agent::connect(&world.fleet, &world.a.identity, hello("a", "boot-1")).await;
-    agent
-        .send(Up::RepositoryEscrow(node::RepositoryEscrow {
-            instance: "demo".to_owned(),
-            secret: PASSWORD.to_owned(),
-            recovery: "orbit-velvet".to_owned(),
-        }))
-        .await;
-    let nightly = node::SnapshotInfo { offsite: true, ..listed("nightly", 1, 2, IMAGE) };
-    agent.send(copied("demo", vec![nightly])).await;
-    in_state(&world.operator, "nightly", fleet::SnapshotState::Ready).await;
-    drop(agent);
-    world.a = rejoin(&world.fleet, &world.a, Manner::default()).await;
-    world.a.until(|seen| !seen.state.instances.is_empty() || seen.generation == 0).await;
-}
-
-async fn rejoin(fleet: &Fleet, host: &Host, manner: Manner) -> Host {
-    start(fleet, host.name, host.identity.clone(), manner).await
+    Box::pin(async move {
+        world.a.leave();
+        let agent = Agent::connect(&world.fleet, &world.a.identity, hello("a", "boot-1")).await;
+        agent
+            .send(Up::RepositoryEscrow(node::RepositoryEscrow {
+                instance: "demo".to_owned(),
+                secret: PASSWORD.to_owned(),
+                recovery: "orbit-velvet".to_owned(),
+            }))
+            .await;
+        let nightly = node::SnapshotInfo { offsite: true, ..listed("nightly", 1, 2, IMAGE) };
+        agent.send(copied("demo", vec![nightly])).await;
+        in_state(&world.operator, "nightly", fleet::SnapshotState::Ready).await;
+        drop(agent);
+        world.a = rejoin(&world.fleet, &world.a, Manner::default()).await;
+        world.a.until(|seen| !seen.state.instances.is_empty() || seen.generation == 0).await;
+    })
+    .await
 }
 
 /// Hosts that know each other, with an instance to move.
 async fn ready() -> World {
-    let mut world = world().await;
-    acquaint(&mut world).await;
-    world
+    Box::pin(async move {
+        let mut world = world().await;
+        acquaint(&mut world).await;
+        world
+    })
+    .await
 }
 
 impl World {
@@ -336,15 +99,23 @@ impl World {
         self.operator.clone().instance("demo").await.unwrap()
     }
 
-    async fn in_stage(&self, stage: MigrationStage) -> fleet::Migration {
-        until(|| async {
-            let migration = self.demo().await.migration?;
-            let is_over =
-                matches!(migration.stage(), MigrationStage::Done | MigrationStage::Reverted);
-            assert!(!is_over || migration.stage() == stage, "{migration:?}");
-            (migration.stage() == stage).then_some(migration)
-        })
-        .await
+    #[track_caller]
+    fn in_stage(&self, stage: MigrationStage) -> impl Future<Output = fleet::Migration> {
+        let place = std::panic::Location::caller();
+        async move {
+            let ends = tokio::time::Instant::now() + PATIENCE;
+            loop {
+                let migration = self.demo().await.migration.unwrap_or_default();
+                if migration.stage() == stage {
+                    return migration;
+                }
+                let is_over =
+                    matches!(migration.stage(), MigrationStage::Done | MigrationStage::Reverted);
+                let waits = !is_over && tokio::time::Instant::now() < ends;
+                assert!(waits, "{place}: not {stage:?}: {migration:?}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
     }
 
     /// The coordinator is stopped and started; both agents come back.
@@ -583,9 +354,9 @@ async fn a_restart_of_the_coordinator_changes_nothing() {
         release(&world);
         until(|| async {
             world.fleet.clock.advance(Duration::from_secs(6));
-            let stage = world.demo().await.migration.unwrap().stage();
-            assert_ne!(stage, MigrationStage::Reverted);
-            (stage == MigrationStage::Done).then_some(())
+            let moving = world.demo().await.migration.unwrap();
+            assert_ne!(moving.stage(), MigrationStage::Reverted, "{stage:?}: {moving:?}");
+            (moving.stage() == MigrationStage::Done).then_some(())
         })
         .await;
         world.serves_on(&world.b).await;
@@ -721,15 +492,18 @@ async fn what_stands_in_the_way_is_told() {
 
 /// A world whose host `a` is gone, with a copy of `demo` off-site.
 async fn orphan() -> World {
-    let world = ready().await;
-    set(&world.operator, "a", Some(storage())).await.unwrap();
-    world.a.leave();
-    until(|| async {
-        let state = world.operator.clone().host("a").await.unwrap().status.unwrap().state();
-        (state != fleet::HostState::Online).then_some(())
+    Box::pin(async move {
+        let world = ready().await;
+        set(&world.operator, "a", Some(storage())).await.unwrap();
+        world.a.leave();
+        until(|| async {
+            let state = world.operator.clone().host("a").await.unwrap().status.unwrap().state();
+            (state != fleet::HostState::Online).then_some(())
+        })
+        .await;
+        world
     })
-    .await;
-    world
+    .await
 }
 
 #[tokio::test]

@@ -156,7 +156,11 @@ fn only_a_snapshot_of_the_data_at_rest_will_do() {
     check(&stopping_at(), &told(paused(9), std::slice::from_ref(&rest)), &sync);
     // The list is older than the report.
     check(&stopping_at(), &told(paused(11), std::slice::from_ref(&rest)), &Step::Wait);
-    check(&stopping_at(), &told(report(Phase::Paused, 6), std::slice::from_ref(&rest)), &Step::Wait);
+    check(
+        &stopping_at(),
+        &told(report(Phase::Paused, 6), std::slice::from_ref(&rest)),
+        &Step::Wait,
+    );
     let others = [
         snapshot("nightly", SnapshotCause::Scheduled, 20),
         SnapshotInfo { health: SnapshotHealth::Damaged, ..rest.clone() },
@@ -168,7 +172,9 @@ fn only_a_snapshot_of_the_data_at_rest_will_do() {
         reverts(&stopping_at(), &told(failed, &[])),
         "the old host has no snapshot at rest: it failed"
     );
-    assert!(reverts(&stopping_at(), &later(Duration::from_secs(330) + REST_WITHIN)).contains("rest"));
+    assert!(
+        reverts(&stopping_at(), &later(Duration::from_secs(330) + REST_WITHIN)).contains("rest")
+    );
     let gone = Facts { source: Sight { silent: AWAY * 2, ..here() }, ..facts() };
     assert_eq!(reverts(&stopping_at(), &gone), "the old host went away");
 }
@@ -192,7 +198,7 @@ fn a_copy_off_site_is_fetched_unless_its_host_comes_back() {
     check(&fetching, &facts, &Step::Begin);
     // Sent again until it is there.
     check(&fetching, &Facts { work: Work::Done, ..facts.clone() }, &Step::Begin);
-    let arrived = Facts { arrived: true, ..facts.clone() };
+    let arrived = Facts { arrived: true, ..facts };
     check(&fetching, &arrived, &Step::Start(name("nightly")));
     assert!(reverts(&fetching, &Facts { source: here(), ..arrived }).contains("is back"));
 }

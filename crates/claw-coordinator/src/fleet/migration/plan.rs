@@ -188,7 +188,7 @@ fn offsite(
         }
         From::Host | From::Newest => {
             let all = snapshots::all(connection, &instance.uid)?;
-            match all.into_iter().filter(is_offsite).next_back() {
+            match all.into_iter().rfind(is_offsite) {
                 Some(newest) => Ok(Ok(newest.name)),
                 None => nothing(format!("no snapshot of {subject} is known to be off-site")),
             }
