@@ -8,7 +8,7 @@
 //! What it deliberately does not do: write the snapshot. That is for the caller, who knows whether
 //! the source was read completely.
 //!
-//! Where to start: [`write`]. [`cut`] cuts files, [`packs`] fills and writes packs, [`parent`] is
+//! Where to start: [`write()`]. [`cut`] cuts files, [`packs`] fills and writes packs, [`parent`] is
 //! what need not be read again.
 
 mod cut;

@@ -1,4 +1,4 @@
-//! Writes what was surveyed: directories and links in one thread, files in two.
+//! Writes what was surveyed: one thread makes directories, links and empty files, two fill these.
 //!
 //! Everything is made anew and nothing is opened that was not: `mkdir`, `symlink`, `link` and
 //! `O_EXCL` all fail when the name exists and follow no link, so that no entry of a tree can lead
@@ -30,10 +30,12 @@ const WAITING: usize = 2;
 /// A blob of zeros that is at least this long becomes a hole.
 const HOLE: usize = 4096;
 
-/// A file to be written.
+/// A file to be written. It was made by the walk: two threads that make files in one directory wait
+/// for each other, and busily.
 struct Task {
     path: PathBuf,
     node: Node,
+    file: File,
 }
 
 /// What all threads of a restore share.
@@ -125,7 +127,10 @@ impl Shared<'_> {
                         self.count(0);
                     }
                     NodeType::File => {
-                        batch.extend(later.first_name(path, node));
+                        if let Some((path, node)) = later.first_name(path, node) {
+                            let file = make(&path)?;
+                            batch.push(Task { path, node, file });
+                        }
                         if batch.len() >= BATCH {
                             // The writers are gone only when one of them failed.
                             _ = files.send(std::mem::take(&mut batch));
@@ -156,13 +161,7 @@ impl Shared<'_> {
     }
 
     fn write_file(&self, task: &Task) -> Result<(), RestoreError> {
-        let Task { path, node } = task;
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(failed("making", path))?;
+        let Task { path, node, file } = task;
         let mut length = 0;
         for blob in node.content.iter().flatten() {
             let content = self
@@ -175,8 +174,8 @@ impl Shared<'_> {
             }
             length += u64::try_from(content.len()).unwrap_or(u64::MAX);
         }
-        finish_file(&file, length).map_err(failed("writing", path))?;
-        dress::file(&file, path, &node.meta)?;
+        finish_file(file, length).map_err(failed("writing", path))?;
+        dress::file(file, path, &node.meta)?;
         self.count(length);
         Ok(())
     }
@@ -199,8 +198,8 @@ impl Shared<'_> {
 }
 
 impl Later {
-    /// The task of writing a file, unless this is another name of one.
-    fn first_name(&mut self, path: PathBuf, node: Node) -> Option<Task> {
+    /// The file again, unless this is another name of one.
+    fn first_name(&mut self, path: PathBuf, node: Node) -> Option<(PathBuf, Node)> {
         if let Some(link) = hard_link(&node) {
             if let Some(first) = self.firsts.get(&link) {
                 self.links.push((first.clone(), path));
@@ -208,7 +207,7 @@ impl Later {
             }
             self.firsts.insert(link, path.clone());
         }
-        Some(Task { path, node })
+        Some((path, node))
     }
 
     /// Making an entry changes its directory's times: these come last, the innermost first.
@@ -221,6 +220,12 @@ impl Later {
         }
         Ok(())
     }
+}
+
+fn make(path: &Path) -> Result<File, RestoreError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    options.open(path).map_err(failed("making", path))
 }
 
 /// Gives the file its length, which a hole at its end has not.
