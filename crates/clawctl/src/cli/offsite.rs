@@ -24,7 +24,7 @@ pub(crate) enum OffsiteCommand {
 pub(crate) struct OffsiteArgs {
     /// The host.
     pub(crate) name: String,
-    /// Such as https://s3.example.com, with a port if it is no usual one.
+    /// Such as `https://s3.example.com`, with a port if it is no usual one.
     #[arg(long)]
     pub(crate) url: String,
     /// As the storage calls it.
