@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use claw_lab::{Cache, HostOptions, LabHost, Network, images, progress};
 use claw_tests::fleet::WEB_PORT;
-use claw_tests::{Docker, Instance, Rig, WebSocket, rig};
+use claw_tests::{Docker, Instance, ObjectStore, Rig, WebSocket, rig};
 use serde_json::{Value, json};
 
 /// 7–15 s on an idle machine, 50 s were seen on an overloaded one.
@@ -95,16 +95,16 @@ fn a_conversation_survives_update_pause_and_rollback() -> Result<()> {
         fleet.apply(&instance)?;
         fleet.until_phase("claw", "running", START)?;
         fleet.until_serving(host, "claw")?;
-        call(&rig, "sessions.create", &json!({ "key": SESSION }))?;
-        say(&rig, "before everything")
+        call(&rig, host, "sessions.create", &json!({ "key": SESSION }))?;
+        say(&rig, host, "before everything")
     })?;
     rig.step("it is updated, after a rehearsal, and remembers", || {
         instance.image.clone_from(&next);
         fleet.apply(&instance)?;
         until_active(&rig, &next)?;
-        assert_eq!(heard(&rig)?, ["before everything"]);
+        assert_eq!(heard(&rig, host)?, ["before everything"]);
         fleet.take_snapshot("claw", "good", START)?;
-        say(&rig, "after the snapshot")
+        say(&rig, host, "after the snapshot")
     })?;
     rig.step("it is paused and resumed, and remembers", || {
         fleet.clawctl_ok(&["pause", "claw"])?;
@@ -112,7 +112,7 @@ fn a_conversation_survives_update_pause_and_rollback() -> Result<()> {
         fleet.clawctl_ok(&["resume", "claw"])?;
         fleet.until_phase("claw", "running", START)?;
         fleet.until_serving(host, "claw")?;
-        assert_eq!(heard(&rig)?, ["before everything", "after the snapshot"]);
+        assert_eq!(heard(&rig, host)?, ["before everything", "after the snapshot"]);
         Ok(())
     })?;
     rig.step("it is rolled back, and knows only what was said before", || {
@@ -120,7 +120,56 @@ fn a_conversation_survives_update_pause_and_rollback() -> Result<()> {
         fleet.apply(&instance)?;
         fleet.clawctl_ok(&["rollback", "claw", "--snapshot", "good"])?;
         until_active(&rig, &next)?;
-        assert_eq!(heard(&rig)?, ["before everything"]);
+        assert_eq!(heard(&rig, host)?, ["before everything"]);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_conversation_survives_a_move_and_the_loss_of_a_host() -> Result<()> {
+    let mut rig = Rig::without_hosts("nomad", rig::QUICK)?;
+    let image = images::openclaw(&Cache::open(progress::terminal())?)?;
+    let hosts = rig.step("two hosts with its image", || {
+        let host = |name: &str| rig.fleet().host(HostOptions::named(name).with_image(&image));
+        Ok([host("h1")?, host("h2")?])
+    })?;
+    hosts.into_iter().for_each(|host| rig.add(host));
+    let [first, second] = rig.hosts() else { anyhow::bail!("not two hosts") };
+    let fleet = rig.fleet();
+    let store = ObjectStore::of_tests(fleet.lab())?;
+    store.make_bucket(fleet.lab(), "claws")?;
+    let mut instance = openclaw("claw", first, &image.reference);
+    instance.more.insert("backup".into(), json!({ "every": "0s", "drillEvery": "0s" }));
+    rig.step("somebody talks to it on the first host", || {
+        fleet.apply(&instance)?;
+        fleet.until_phase("claw", "running", START)?;
+        fleet.until_serving(first, "claw")?;
+        call(&rig, first, "sessions.create", &json!({ "key": SESSION }))?;
+        say(&rig, first, "before the move")
+    })?;
+    rig.step("it moves to the second host, and remembers", || {
+        store.give(fleet, second, "claws")?;
+        fleet.clawctl_ok(&["migrate", "claw", "h2", "--wait", "--timeout", "400s"])?;
+        fleet.until_serving(second, "claw")?;
+        assert_eq!(heard(&rig, second)?, ["before the move"]);
+        say(&rig, second, "after the move")
+    })?;
+    rig.step("a snapshot of it is off-site when its host is lost", || {
+        fleet.take_snapshot("claw", "last", START)?;
+        fleet.until(START, "it to be off-site", |fleet| {
+            let all = fleet.json(&["snapshot", "list", "claw"])?;
+            let all = rig::list(&all["snapshots"])?;
+            let there = all.iter().any(|one| one["name"] == "last" && one["offsite"] == true);
+            if there { Ok(Some(())) } else { anyhow::bail!("it is {all:?}") }
+        })?;
+        second.power_cut()?;
+        fleet.until_host(second, "offline", START).map(drop)
+    })?;
+    rig.step("it comes back on the first host, and remembers", || {
+        let recover = ["migrate", "claw", "h1", "--from-offsite", "--snapshot", "last", "--wait"];
+        fleet.clawctl_ok(&[&recover[..], &["--timeout", "400s"]].concat())?;
+        fleet.until_serving(first, "claw")?;
+        assert_eq!(heard(&rig, first)?, ["before the move", "after the move"]);
         Ok(())
     })
 }
@@ -148,23 +197,23 @@ fn until_active(rig: &Rig, image: &str) -> Result<()> {
 }
 
 /// Calls a method of the gateway from within its container, as its own command line does.
-fn call(rig: &Rig, method: &str, parameters: &Value) -> Result<Value> {
+fn call(rig: &Rig, host: &LabHost, method: &str, parameters: &Value) -> Result<Value> {
     let (token, parameters) = (rig.fleet().gateway_token("claw")?, parameters.to_string());
     let argv = ["docker", "exec", "claw-claw", "openclaw", "gateway", "call", method];
     let options = ["--json", "--token", &token, "--params", &parameters];
-    let said = rig.host().exec_ok(&[&argv[..], &options].concat())?;
+    let said = host.exec_ok(&[&argv[..], &options].concat())?;
     let answer: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
     anyhow::ensure!(answer["ok"] != false, "{answer}");
     Ok(answer)
 }
 
-fn say(rig: &Rig, what: &str) -> Result<()> {
-    call(rig, "chat.inject", &json!({ "sessionKey": SESSION, "message": what })).map(drop)
+fn say(rig: &Rig, host: &LabHost, what: &str) -> Result<()> {
+    call(rig, host, "chat.inject", &json!({ "sessionKey": SESSION, "message": what })).map(drop)
 }
 
 /// Everything that was said, oldest first.
-fn heard(rig: &Rig) -> Result<Vec<String>> {
-    let history = call(rig, "chat.history", &json!({ "sessionKey": SESSION, "limit": 10 }))?;
+fn heard(rig: &Rig, host: &LabHost) -> Result<Vec<String>> {
+    let history = call(rig, host, "chat.history", &json!({ "sessionKey": SESSION, "limit": 10 }))?;
     let texts = rig::list(&history["messages"])?.iter().map(|message| {
         let text = message["content"][0]["text"].as_str();
         text.map(str::to_owned).with_context(|| format!("no text in {message}"))
