@@ -65,7 +65,9 @@ pub(super) async fn keep<M: Machine>(
                         current.peer().serial
                     ),
                 );
-                at = millis(renewed.renew_at(&mut rand::rng()));
+                // With a clock that is days ahead of the coordinator's, the new one is due at once as well.
+                let earliest = clock.now().after(RETRY);
+                at = millis(renewed.renew_at(&mut rand::rng())).max(earliest);
                 current = renewed;
             }
             Err(error) => {
