@@ -74,7 +74,8 @@ fn apply(root: &Path, change: &Change) {
             fs::set_permissions(&path, PermissionsExt::from_mode(mode))
         }
         9 => std::os::unix::fs::lchown(&path, Some(u32::from(change.value)), Some(1000)),
-        10 if path.exists() && !is_link => {
+        // A pipe has none (xattr(7)).
+        10 if path.exists() && !is_link && !is_pipe => {
             try_extend(&path, text.get(..16).unwrap_or(&text).as_bytes());
             Ok(())
         }
