@@ -237,7 +237,8 @@ impl<M: Machine> Work<'_, M> {
     async fn rehearse(&self) -> Result<Prepared, PrepareError> {
         let prepared = |left_out| Prepared { migration: Migration::Unknown, left_out };
         let policy = self.spec.update.rehearsal;
-        if policy == Rehearsal::Never {
+        // Where nothing serves yet there is nobody whom a rehearsal would spare anything.
+        if policy == Rehearsal::Never || self.order.present.is_none() {
             return Ok(prepared(String::new()));
         }
         if let Some(reason) = self.lacks_memory() {
