@@ -214,7 +214,8 @@ fn reason_hint(reason: &str) -> Option<&'static str> {
         "REVISION_UNKNOWN" => "`clawctl revisions INSTANCE` lists what is kept",
         "TOO_MANY_SNAPSHOTS" => "`clawctl snapshot delete INSTANCE NAME` makes room",
         "NO_ESCROW" => {
-            "its host sends it after the first snapshot, once it is connected: try again then"
+            "its host sends it after the first snapshot: take one with `clawctl snapshot create \
+             INSTANCE --wait` and try again"
         }
         _ => return None,
     })
