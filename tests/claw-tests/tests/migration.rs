@@ -41,6 +41,7 @@ fn an_instance_moves_with_its_data_and_its_history() -> Result<()> {
         demo.deploy()?;
         demo.write("a", "1")?;
         fleet.take_snapshot("demo", "old", SOON)?;
+        fleet.recovery_password("demo")?;
         demo.write("b", "2")
     })?;
     rig.step("the plan says what a move would do", || {
@@ -91,9 +92,11 @@ fn a_move_that_cannot_succeed_ends_where_it_began() -> Result<()> {
     let rig = start("stay", &[V1], &[])?;
     let fleet = rig.fleet();
     let demo = Tenant::new(&rig, "demo", V1);
-    rig.step("an instance serves", || {
+    rig.step("an instance serves, with a snapshot", || {
         demo.deploy()?;
-        demo.write("a", "1")
+        demo.write("a", "1")?;
+        fleet.take_snapshot("demo", "first", SOON)?;
+        fleet.recovery_password("demo").map(drop)
     })?;
     rig.step("a move to a host that cannot run it is cancelled or reverts, and it serves", || {
         fleet.clawctl_ok(&["migrate", "demo", "h2"])?;

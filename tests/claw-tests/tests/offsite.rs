@@ -122,6 +122,9 @@ fn an_archive_carries_a_snapshot_to_another_instance() -> Result<()> {
     rig.step("a snapshot of an instance becomes a file", || {
         from.deploy()?;
         from.write("a", "1")?;
+        // While it is up it holds a lease on its data, which keeps others away for five minutes.
+        fleet.clawctl_ok(&["stop", "from"])?;
+        fleet.until_phase("from", "stopped", PATIENCE)?;
         fleet.take_snapshot("from", "good", SOON)?;
         fleet.clawctl_ok(&["snapshot", "export", "from", "good", "--to", &place])?;
         let listed = claw_lab::command("tar").arg("--zstd").arg("-tf").arg(&archive).output()?;

@@ -145,7 +145,9 @@ fn a_conversation_survives_a_move_and_the_loss_of_a_host() -> Result<()> {
         fleet.until_phase("claw", "running", START)?;
         fleet.until_serving(first, "claw")?;
         call(&rig, first, "sessions.create", &json!({ "key": SESSION }))?;
-        say(&rig, first, "before the move")
+        say(&rig, first, "before the move")?;
+        fleet.take_snapshot("claw", "first", START)?;
+        fleet.recovery_password("claw").map(drop)
     })?;
     rig.step("it moves to the second host, and remembers", || {
         store.give(fleet, second, "claws")?;
